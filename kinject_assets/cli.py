@@ -1,0 +1,264 @@
+"""`kinject`: run an experiment, read its tables, ask where a number came from.
+
+Results go to stdout; progress and logs go to stderr. Exit codes: 0 done, 1 something failed or is
+not sound, 2 wrong usage, 130 stopped with Ctrl-C.
+"""
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from kinject_assets import __version__
+from kinject_assets.core.errors import KinjectError
+
+if TYPE_CHECKING:
+    from kinject_assets.config import Profile
+
+FORMATS = click.Choice(["text", "csv", "json", "markdown"])
+
+profile_option = click.option(
+    "--profile",
+    "profile_name",
+    metavar="P",
+    help="Name of a shipped profile (lab, paper, own-corpus) or path of a YAML file. "
+    "Default: $KINJECT_PROFILE, then lab.",
+)
+
+
+class _Cli(click.Group):
+    """Turns errors meant for the user into one message and exit code 2."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KinjectError as error:
+            click.echo(f"kinject: {error}", err=True)
+            sys.exit(2)
+
+
+@click.group(cls=_Cli, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="kinject")
+def main() -> None:
+    """Fine-tune, retrieve, or both? Answered for your corpus and models, with numbers.
+
+    \b
+    A first look, with no network, key or GPU:
+      kinject run            make everything that the lab profile asks for (resumes where it stopped)
+      kinject tables         the study's two tables with 95 % intervals
+      kinject sql "SELECT * FROM scores LIMIT 5"
+      kinject ui             the Dagster UI: lineage, runs, metadata
+    \b
+    Your own corpus: copy kinject_assets/profiles/own-corpus.yaml, change the marked lines, then
+      kinject run --profile my-study.yaml
+    """
+
+
+def _select(profile_name: str | None) -> "Profile":
+    """Reads a profile and makes it this process's, for the Dagster definitions."""
+    from kinject_assets.config import load_profile
+
+    profile = load_profile(profile_name)
+    os.environ["KINJECT_PROFILE"] = str(profile.path)
+    return profile
+
+
+@main.command()
+@profile_option
+@click.option(
+    "--select", "selection", metavar="SELECTION",
+    help="Assets to make, in Dagster's selection syntax, e.g. 'group:a_corpus' or '+answers_rag'.",
+)
+@click.option("--corpus", "corpora", multiple=True, metavar="C", help="Only these corpora.")
+@click.option("--model", "models", multiple=True, metavar="M", help="Only these models.")
+@click.option(
+    "--compute", type=click.Choice(["inline", "local"]),
+    help="Where heavy steps run: in this process, or a process each. Default: the profile's.",
+)
+def run(
+    profile_name: str | None,
+    selection: str | None,
+    corpora: tuple[str, ...],
+    models: tuple[str, ...],
+    compute: str | None,
+) -> None:
+    """Makes what the profile asks for and is not there yet.
+
+    Each partition is a real Dagster run, which the UI shows afterwards. What is complete is not done
+    again; after Ctrl-C or a crash, start it again and it goes on.
+    """
+    profile = _select(profile_name)
+    if compute:
+        os.environ["KINJECT_COMPUTE"] = compute
+    from kinject_assets.defs.commands import run_profile
+
+    sys.exit(run_profile(profile, selection, corpora, models))
+
+
+@main.command()
+@profile_option
+@click.option("--port", default=3000, show_default=True, help="Port on 127.0.0.1.")
+def ui(profile_name: str | None, port: int) -> None:
+    """Starts the Dagster UI and daemon on loopback (and the lab's server); Ctrl-C ends all."""
+    profile = _select(profile_name)
+    from kinject_assets.defs.commands import serve_ui
+
+    sys.exit(serve_ui(profile, port))
+
+
+def _database(profile: "Profile") -> Path:
+    from kinject_assets.config import home
+
+    return home(profile) / "results.duckdb"
+
+
+@main.command()
+@profile_option
+@click.option("--format", "fmt", type=FORMATS, default="text", show_default=True)
+def tables(profile_name: str | None, fmt: str) -> None:
+    """Prints the study's two tables with 95 % intervals."""
+    from kinject_assets.core.results.tables import format_tables
+
+    click.echo(format_tables(_database(_select(profile_name)), fmt))
+
+
+@main.command()
+@profile_option
+@click.argument("query")
+@click.option("--format", "fmt", type=FORMATS, default="text", show_default=True)
+def sql(profile_name: str | None, query: str, fmt: str) -> None:
+    """Answers an SQL query from the results, read-only.
+
+    \b
+    kinject sql "SHOW TABLES"
+    kinject sql "SELECT method, avg(accuracy) FROM scores WHERE stratum = 'all' GROUP BY ALL"
+    """
+    from kinject_assets.core.results.tables import query as ask
+
+    click.echo(ask(_database(_select(profile_name)), query, fmt))
+
+
+@main.command()
+@profile_option
+@click.option("--answer", metavar="ID", help="Prints the chain of one answer down to the article.")
+@click.option("--all", "everything", is_flag=True, help="Verifies every artefact (the default).")
+@click.option("--json", "as_json", is_flag=True, help="Prints JSON.")
+def audit(profile_name: str | None, answer: str | None, everything: bool, as_json: bool) -> None:
+    """Says where a number came from, or whether every artefact is what its manifest says.
+
+    Exit code 0: sound. 1: something is missing, changed, orphaned or stale. 2: wrong usage.
+    """
+    profile = _select(profile_name)
+    if answer and everything:
+        raise click.UsageError("--answer and --all exclude each other")
+    from kinject_assets.defs.commands import audit_answer, audit_lake
+
+    text, sound = audit_answer(profile, answer, as_json) if answer else audit_lake(profile, as_json)
+    click.echo(text)
+    sys.exit(0 if sound else 1)
+
+
+@main.command()
+@profile_option
+@click.option("--format", "fmt", type=FORMATS, default="text", show_default=True)
+def claims(profile_name: str | None, fmt: str) -> None:
+    """Prints each claim of the study with its verdict on this profile's results."""
+    from kinject_assets.core.results.tables import query as ask
+
+    statement = "SELECT claim, verdict, statement, evidence FROM claims ORDER BY claim"
+    click.echo(ask(_database(_select(profile_name)), statement, fmt))
+
+
+@main.command()
+@profile_option
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Where to write it.")
+def report(profile_name: str | None, out: Path | None) -> None:
+    """Writes the HTML report from the results and prints its path."""
+    from kinject_assets.config import home
+    from kinject_assets.core.report.html import write_report
+
+    profile = _select(profile_name)
+    path = out or home(profile) / "report.html"
+    write_report(_database(profile), profile, path)
+    click.echo(path)
+
+
+@main.command()
+@profile_option
+def plan(profile_name: str | None) -> None:
+    """Lists the artefacts that the profile asks for, and which of them are there."""
+    from kinject_assets.config import home
+    from kinject_assets.core.plan import Plan
+    from kinject_assets.core.store import Store
+
+    profile = _select(profile_name)
+    grid = Plan(profile, Store(home(profile)))
+    states = [(str(cell), grid.state(cell)) for cell in grid.cells]
+    for name, state in states:
+        click.echo(f"{state:9} {name}")
+    done = sum(state == "complete" for _, state in states)
+    click.echo(f"{done} of {len(states)} complete", err=True)
+
+
+@main.command()
+@profile_option
+def doctor(profile_name: str | None) -> None:
+    """Checks that this machine can run the profile, and says what to mend."""
+    from kinject_assets.defs.commands import examine
+
+    lines, healthy = examine(_select(profile_name))
+    click.echo("\n".join(lines))
+    sys.exit(0 if healthy else 1)
+
+
+@main.group()
+def lab() -> None:
+    """The embedded lab: a synthetic world, its server and its two tiny models."""
+
+
+@lab.command("serve")
+@profile_option
+@click.option("--port", default=8399, show_default=True, help="Port on 127.0.0.1.")
+def lab_serve(profile_name: str | None, port: int) -> None:
+    """Serves the lab's MediaWiki and chat API on loopback until Ctrl-C."""
+    profile = _select(profile_name)
+    if profile.lab is None:
+        raise KinjectError(f"{profile.path}: has no part `lab:`, so there is no world to serve")
+    from kinject_assets.lab.server import main as serve
+
+    serve(profile.lab, port=port)
+
+
+@lab.command("pretrain")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Default: data/lab.")
+@click.option("--steps", default=None, type=int, help="Optimiser steps; default: as shipped.")
+@click.option("--threads", default=2, show_default=True, help="CPU threads.")
+@click.option("--model", "names", multiple=True, help="lab-llama, lab-mistral; default: both.")
+def lab_pretrain(
+    out: Path | None, steps: int | None, threads: int, names: tuple[str, ...]
+) -> None:
+    """Makes the lab's models and encoder again, from random weights (some 45 minutes on 2 cores)."""
+    from kinject_assets.config import lab_data
+    from kinject_assets.lab.encoder import build_encoder
+    from kinject_assets.lab.pretrain import SHAPES, STEPS, pretrain
+
+    unknown = set(names) - set(SHAPES)
+    if unknown:
+        raise click.UsageError(f"no lab model {sorted(unknown)}; there are {list(SHAPES)}")
+    folder = out or lab_data()
+    build_encoder(folder / "encoder")
+    for name in names or SHAPES:
+        record = pretrain(
+            name,
+            folder,
+            steps=steps or STEPS,
+            threads=threads,
+            log=lambda line: click.echo(line, err=True),
+        )
+        click.echo(record)
+
+
+if __name__ == "__main__":
+    main()

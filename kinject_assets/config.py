@@ -1,0 +1,602 @@
+"""The experiment as one validated model: `Profile`, read from `profiles/*.yaml`.
+
+Everything that decides a result is a field here. Unknown or wrong fields are refused with the file,
+the field, what is allowed and the nearest name.
+"""
+
+import difflib
+import os
+import re
+from datetime import date, datetime
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from kinject_assets.core.errors import ProfileError
+
+PROFILES = Path(__file__).parent / "profiles"
+
+Slug = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
+"""A name that may become a partition key and a folder: lower-case letters, digits, `.`, `_`, `-`."""
+
+MonthKey = Annotated[str, StringConstraints(pattern=r"^\d{4}-(0[1-9]|1[0-2])$")]
+
+RECIPE = re.compile(
+    r"^(?P<method>full|lora|qlora)\.(?P<kind>[pr])(?P<n>\d\d)(?:\.s(?P<seed>\d+))?$"
+)
+
+
+class Settings(BaseModel):
+    """Base of all parts of a profile: no unknown fields, no changes after reading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Clock(Settings):
+    """What "now" is."""
+
+    mode: Literal["wall", "fixed", "lab"] = Field(
+        "wall", description="wall: the computer's; fixed: `now` below; lab: the lab's own"
+    )
+    now: datetime | None = Field(None, description="the fixed time, with its zone")
+
+    @model_validator(mode="after")
+    def _fixed_needs_now(self) -> "Clock":
+        if self.mode == "fixed" and self.now is None:
+            raise ValueError("mode `fixed` needs `now`, e.g. now: 2023-12-01T00:00:00Z")
+        return self
+
+
+class Lab(Settings):
+    """The embedded lab: a synthetic world behind a loopback server."""
+
+    seed: int = Field(1, ge=0, description="seed of the world; another seed, another world")
+    first_month: MonthKey = Field("2031-01", description="first month with news")
+    months: int = Field(4, ge=1, le=36, description="months of news up to the lab's now")
+    events_per_month: int = Field(40, ge=1, le=300, description="new events each month")
+    things: int = Field(36, ge=4, le=200, description="pages of each topic")
+
+
+class Wiki(Settings):
+    """A MediaWiki to read from."""
+
+    api_url: str = Field(
+        "https://en.wikipedia.org/w/api.php",
+        description="address of its api.php; `lab` is the embedded lab's",
+    )
+    licence: str = Field("CC BY-SA 4.0", description="licence of its text, for attribution")
+    maxlag: int = Field(5, ge=0, description="seconds of lag at which the wiki may refuse us")
+    batch: int = Field(50, ge=1, le=500, description="pages a request")
+    listing: int = Field(500, ge=1, le=500, description="category members a request")
+    concurrency: int = Field(1, ge=1, le=4, description="requests at once")
+    timeout: float = Field(60.0, gt=0, description="seconds to wait for an answer")
+    attempts: int = Field(8, ge=1, le=20, description="tries of one request before giving up")
+
+
+class WikiPages(Settings):
+    """Pages of a wiki by category or title."""
+
+    kind: Literal["wiki"]
+    wiki: str = Field("wikipedia", description="a name under `wikis`")
+    categories: tuple[str, ...] = Field((), description="categories, without `Category:`")
+    depth: int = Field(1, ge=0, le=10, description="levels of sub-categories below them")
+    titles: tuple[str, ...] = Field((), description="page titles, beside or instead of categories")
+    frozen: Path | None = Field(
+        None, description="a frozen.jsonl of page and revision ids to read in place of a listing"
+    )
+
+    @model_validator(mode="after")
+    def _something(self) -> "WikiPages":
+        if not (self.categories or self.titles or self.frozen):
+            raise ValueError("one of `categories`, `titles` or `frozen` is needed")
+        return self
+
+
+class WikiEvents(Settings):
+    """Current events: one category a month."""
+
+    kind: Literal["events"]
+    wiki: str = Field("wikipedia", description="a name under `wikis`")
+    categories: tuple[str, ...] = Field(
+        ("{month_name} {year} events in the United States",),
+        min_length=1,
+        description="category of a month; {year}, {month} (01..12) and {month_name} are filled in",
+    )
+    depth: int = Field(1, ge=0, le=10, description="levels of sub-categories below them")
+    until: Literal["now"] | MonthKey = Field(
+        "now", description="last month; `now` makes the corpus a rolling window"
+    )
+    window_months: int = Field(4, ge=1, le=60, description="months, the last one included")
+
+
+class Files(Settings):
+    """Local files, one article each (one a line for jsonl)."""
+
+    kind: Literal["files"]
+    folder: Path = Field(description="folder, relative to the profile's file")
+    patterns: tuple[str, ...] = Field(
+        ("**/*.txt", "**/*.md", "**/*.html", "**/*.htm", "**/*.pdf", "**/*.jsonl"),
+        description="which files, as glob patterns below the folder",
+    )
+    licence: str = Field("not stated", description="licence of the texts, for attribution")
+
+
+class MMLUExam(Settings):
+    """A subject of MMLU."""
+
+    kind: Literal["mmlu"]
+    subject: str = Field(description="e.g. anatomy")
+    folder: Path | None = Field(
+        None,
+        description="folder with {dev,val,test}/SUBJECT_{split}.csv, .jsonl or .parquet; "
+        "without it `cais/mmlu` is loaded from the Hugging Face hub",
+    )
+
+
+class GeneratedExam(Settings):
+    """An exam that the language model writes from the corpus's chunks."""
+
+    kind: Literal["generated"]
+
+
+class Corpus(Settings):
+    """A body of text and its exam."""
+
+    title: str = Field("", description="name for people")
+    source: WikiPages | WikiEvents | Files = Field(discriminator="kind")
+    exam: MMLUExam | GeneratedExam = Field(
+        default=GeneratedExam(kind="generated"), discriminator="kind"
+    )
+    table: Literal[1, 2] = Field(
+        2, description="which of the study's tables: 1 known topics, 2 new facts"
+    )
+    new_facts_since: date | None = Field(
+        None, description="date of the oldest fact, held against each model's knowledge cut-off"
+    )
+
+
+class Cleaning(Settings):
+    """How wikitext becomes plain text."""
+
+    keep_tables: bool = Field(False, description="keep tables and infoboxes as text")
+    drop_sections: tuple[str, ...] = Field(
+        (
+            "See also",
+            "References",
+            "External links",
+            "Further reading",
+            "Notes",
+            "Bibliography",
+            "Sources",
+            "Citations",
+            "Gallery",
+        ),
+        description="sections without prose, left out with what is below them",
+    )
+
+
+class Chunking(Settings):
+    """How articles become chunks."""
+
+    tokenizer: str = Field(
+        "words",
+        description="what counts tokens: `words`, or a tokenizer: folder, hub id or `lab:NAME`",
+    )
+    max_tokens: int = Field(256, ge=8, le=8192, description="longest chunk")
+    min_tokens: int = Field(40, ge=1, description="shorter chunks are not asked about")
+
+
+class LLM(Settings):
+    """The service that writes questions and paraphrases. The key is read from OPENAI_API_KEY."""
+
+    model: str = Field("gpt-4o-2024-08-06", description="model name of the service")
+    base_url: str | None = Field(
+        None, description="address; default OPENAI_BASE_URL, then OpenAI; `lab` is the lab's"
+    )
+    structure: Literal["json_schema", "json_object", "prompt"] = Field(
+        "json_schema", description="how structured answers are asked for; all are validated"
+    )
+    temperature: float = Field(1.0, ge=0, le=2)
+    max_output_tokens: int = Field(1500, ge=16)
+    concurrency: int = Field(8, ge=1, le=256, description="requests at once")
+    timeout: float = Field(120.0, gt=0, description="seconds to wait for an answer")
+    attempts: int = Field(5, ge=1, le=20, description="tries of one request before giving up")
+    budget_usd: float | None = Field(
+        None, ge=0, description="stop before this sum is crossed; none: no limit"
+    )
+    prices: dict[str, tuple[float, float]] = Field(
+        {}, description="model -> USD per million input and output tokens; over our table"
+    )
+
+
+class Exams(Settings):
+    """How exams are written."""
+
+    per_chunk: int = Field(4, ge=1, le=12, description="questions asked for per chunk")
+    keep: int = Field(2, ge=1, le=12, description="questions kept by the second request")
+    options: int = Field(4, ge=2, le=8, description="options per question")
+    shots_share: float = Field(
+        0.05, ge=0, lt=0.5, description="share of articles set aside for few-shot examples"
+    )
+    seed: int = Field(0, description="shuffles options and splits articles")
+
+    @model_validator(mode="after")
+    def _keep_fits(self) -> "Exams":
+        if self.keep > self.per_chunk:
+            raise ValueError(f"keep ({self.keep}) is more than per_chunk ({self.per_chunk})")
+        return self
+
+
+class Augmentation(Settings):
+    """How paraphrases are written."""
+
+    attempts: int = Field(4, ge=1, le=10, description="requests per paraphrase before giving up")
+    validation_chunks: int = Field(240, ge=1, description="chunks with validation paraphrases")
+    validation_per_chunk: int = Field(2, ge=1, description="validation paraphrases of each")
+    near_duplicate: float = Field(
+        0.9, gt=0, le=1, description="similarity from which a paraphrase counts as a copy"
+    )
+    seed: int = Field(0, description="draws validation chunks; base of request seeds")
+
+
+class Encoder(Settings):
+    """What turns text into vectors."""
+
+    model: str = Field("BAAI/bge-large-en", description="hub id, folder, or `lab:NAME`")
+    revision: str | None = Field(None, description="revision of a hub id")
+    query_prefix: str = Field("", description="instruction in front of each query")
+    batch_size: int = Field(64, ge=1)
+
+
+class Retrieval(Settings):
+    """How chunks are found for a question."""
+
+    encoder: Encoder = Encoder()
+    index: Literal["flat"] = Field("flat", description="flat: exact inner product")
+    query: Literal["question", "question_and_options"] = "question"
+    depth: int = Field(10, ge=1, le=1000, description="ranks kept per question")
+
+
+class Model(Settings):
+    """A language model under study."""
+
+    source: str = Field(description="hub id, folder, or `lab:NAME`")
+    revision: str | None = Field(None, description="revision of a hub id")
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    knowledge_cutoff: date | None = Field(
+        None, description="date of the newest text it was trained on"
+    )
+
+
+class Training(Settings):
+    """How checkpoints are made. A recipe may override each of these."""
+
+    piece_tokens: int = Field(256, ge=8, description="tokens in a training piece")
+    epochs: int = Field(5, ge=1, le=1000, description="at most")
+    batch_pieces: int = Field(64, ge=1, description="pieces per optimiser step")
+    micro_batch: int = Field(8, ge=1, description="pieces per forward pass")
+    learning_rates: tuple[float, ...] = Field(
+        (1e-6, 3e-6, 1e-5, 3e-5, 5e-5),
+        min_length=1,
+        description="tried in turn; the lowest loss on validation paraphrases wins",
+    )
+    warmup_share: float = Field(0.03, ge=0, le=1)
+    weight_decay: float = Field(0.0, ge=0)
+    lora_rank: int = Field(16, ge=1)
+    lora_alpha: int = Field(32, ge=1)
+    general_text: Path | Literal["lab"] | None = Field(
+        None, description="text file whose perplexity before and after training is measured"
+    )
+
+
+class RecipeOverrides(Settings):
+    """What a recipe does otherwise than `training`."""
+
+    epochs: int | None = Field(None, ge=1, le=1000)
+    learning_rates: tuple[float, ...] | None = Field(None, min_length=1)
+    lora_rank: int | None = Field(None, ge=1)
+    lora_alpha: int | None = Field(None, ge=1)
+
+
+class Cells(Settings):
+    """Cells of the grid that are asked for: every named corpus with every named model."""
+
+    corpora: tuple[Slug, ...] = Field(min_length=1)
+    models: tuple[Slug, ...] = Field(min_length=1)
+    methods: tuple[Literal["base", "rag", "ft", "ft_rag"], ...] = ("base", "rag", "ft", "ft_rag")
+    recipes: tuple[Slug, ...] = Field((), description="recipes trained for ft and ft_rag")
+
+
+class Scoring(Settings):
+    """How exams are answered."""
+
+    shots: tuple[int, ...] = Field((0, 5), min_length=1)
+    k: tuple[int, ...] = Field((1, 2, 3, 4, 5), min_length=1, description="chunks for rag, each")
+    choice_format: Literal["letter", "text"] = Field(
+        "letter", description="letter: options are shown, the letter is scored; text: option texts"
+    )
+    batch_size: int = Field(16, ge=1)
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:0, ...")
+    folds: int = Field(5, ge=2, le=50, description="folds of the cross-fitted choice of K")
+
+    @field_validator("k")
+    @classmethod
+    def _positive(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if any(k < 1 for k in value) or len(set(value)) != len(value):
+            raise ValueError("each K is at least 1 and stands once (0 is what `base` answers)")
+        return tuple(sorted(value))
+
+
+class RecipeSpec(Settings):
+    """A recipe's meaning, read from its name.
+
+    `full.p10` trains on the original and 10 paraphrases of each chunk; `full.r10` is its control:
+    the original alone, repeated to the same optimiser steps and packed tokens; `.s1` is a seed.
+    """
+
+    name: str
+    method: Literal["full", "lora", "qlora"]
+    n_paraphrases: int
+    control_of: str | None
+    seed: int
+
+    @classmethod
+    def parse(cls, name: str) -> "RecipeSpec":
+        """Reads a recipe's name.
+
+        Raises:
+            ValueError: If it is not of the form METHOD.pNN or METHOD.rNN, with an optional .sSEED.
+        """
+        match = RECIPE.match(name)
+        if match is None:
+            raise ValueError(
+                f"recipe `{name}` is not METHOD.pNN or METHOD.rNN[.sSEED], "
+                "e.g. full.p00, lora.p10, full.r10, full.p10.s1 (METHOD: full, lora, qlora)"
+            )
+        seed = f".s{match['seed']}" if match["seed"] else ""
+        control = match["kind"] == "r"
+        return cls(
+            name=name,
+            method=match["method"],  # pyright: ignore[reportArgumentType] (one of the regex's three)
+            n_paraphrases=int(match["n"]),
+            control_of=f"{match['method']}.p{match['n']}{seed}" if control else None,
+            seed=int(match["seed"] or 0),
+        )
+
+
+class Profile(Settings):
+    """A whole experiment."""
+
+    name: Slug = Field(description="also the folder below KINJECT_HOME")
+    description: str = ""
+    contact: str = Field(
+        "", description="e-mail or address in the User-Agent, as Wikimedia asks; needed for wikis"
+    )
+    clock: Clock = Clock()
+    lab: Lab | None = Field(None, description="the embedded lab, for profiles that use it")
+    wikis: dict[Slug, Wiki] = {"wikipedia": Wiki()}
+    corpora: dict[Slug, Corpus] = Field(min_length=1)
+    cleaning: Cleaning = Cleaning()
+    chunking: Chunking = Chunking()
+    llm: LLM = LLM()
+    exams: Exams = Exams()
+    augmentation: Augmentation = Augmentation()
+    retrieval: Retrieval = Retrieval()
+    models: dict[Slug, Model] = Field(min_length=1)
+    training: Training = Training()
+    recipes: dict[Slug, RecipeOverrides | None] = Field(
+        {}, description="name (full.p00, lora.p10, full.r10, ...) -> overrides of `training`"
+    )
+    grid: tuple[Cells, ...] = Field(min_length=1, description="what is asked for")
+    scoring: Scoring = Scoring()
+    compute: Literal["inline", "local"] = Field(
+        "local", description="inline: in this process; local: a process per heavy step"
+    )
+    path: Path | None = Field(None, exclude=True, description="file it was read from; set by us")
+
+    @model_validator(mode="after")
+    def _references(self) -> "Profile":
+        problems: list[str] = []
+
+        def known(where: str, name: str, allowed: Any) -> None:
+            if name not in allowed:
+                problems.append(f"{where}: `{name}` is not defined; {_nearest(name, list(allowed))}")
+
+        for key, corpus in self.corpora.items():
+            source = corpus.source
+            if source.kind != "files":
+                known(f"corpora.{key}.source.wiki", source.wiki, self.wikis)
+                wiki = self.wikis.get(source.wiki)
+                if wiki and wiki.api_url == "lab" and self.lab is None:
+                    problems.append(f"wikis.{source.wiki}.api_url: `lab` needs the part `lab:`")
+                if wiki and wiki.api_url != "lab" and not self.contact:
+                    problems.append(
+                        "contact: needed when a wiki is read, e.g. contact: you@example.org "
+                        "(Wikimedia's User-Agent policy)"
+                    )
+        for name in self.recipes:
+            try:
+                spec = RecipeSpec.parse(name)
+            except ValueError as error:
+                problems.append(f"recipes.{name}: {error}")
+                continue
+            if spec.control_of and spec.control_of not in self.recipes:
+                problems.append(
+                    f"recipes.{name}: control of `{spec.control_of}`, which is not under `recipes`"
+                )
+        for index, cells in enumerate(self.grid):
+            for field, allowed in (
+                ("corpora", self.corpora),
+                ("models", self.models),
+                ("recipes", self.recipes),
+            ):
+                for name in getattr(cells, field):
+                    known(f"grid[{index}].{field}", name, allowed)
+            controls = [
+                RecipeSpec.parse(r).control_of for r in cells.recipes if RECIPE.match(r)
+            ]
+            for recipe in controls:
+                if recipe and recipe not in cells.recipes:
+                    problems.append(
+                        f"grid[{index}].recipes: a control needs its `{recipe}` in the same cells"
+                    )
+        if problems:
+            raise ValueError("\n".join(dict.fromkeys(problems)))
+        return self
+
+    @property
+    def folder(self) -> Path:
+        """Folder that relative paths of the profile are taken from."""
+        return self.path.parent if self.path else Path.cwd()
+
+    def recipe_training(self, recipe: str) -> Training:
+        """`training` with a recipe's overrides."""
+        overrides = self.recipes[recipe]
+        changes = overrides.model_dump(exclude_none=True) if overrides else {}
+        return self.training.model_copy(update=changes)
+
+
+def home(profile: Profile) -> Path:
+    """Folder of everything that a profile produces: `$KINJECT_HOME/<profile>`."""
+    return Path(os.environ.get("KINJECT_HOME") or "data/out").absolute() / profile.name
+
+
+def lab_data() -> Path:
+    """Folder of the shipped lab models: `data/lab` of the checkout."""
+    return Path(__file__).parents[1] / "data" / "lab"
+
+
+def local_or_hub(profile: Profile, name: str) -> str:
+    """Where a model, encoder or tokenizer is loaded from.
+
+    Args:
+        profile: Gives the folder that relative paths start from.
+        name: `lab:NAME` (a folder of `lab_data()`), a folder, or a hub id.
+
+    Returns:
+        The absolute path of a folder that exists, or the name as it is: a hub id.
+    """
+    if name.startswith("lab:"):
+        return str(lab_data() / name.removeprefix("lab:"))
+    folder = profile.folder / name
+    return str(folder.resolve()) if folder.is_dir() else name
+
+
+def profile_path(name: str) -> Path:
+    """The file of a profile given by name or path.
+
+    Raises:
+        ProfileError: If there is none; the message lists those that there are.
+    """
+    candidate = Path(name)
+    if candidate.suffix in {".yaml", ".yml"} or candidate.is_file():
+        if candidate.is_file():
+            return candidate.absolute()
+        raise ProfileError(f"no profile at {candidate}. Write one with `kinject init FOLDER`, or "
+                           f"use one of: {', '.join(shipped())}")
+    path = PROFILES / f"{name}.yaml"
+    if not path.is_file():
+        raise ProfileError(f"no profile named `{name}`; {_nearest(name, shipped())}")
+    return path
+
+
+def shipped() -> list[str]:
+    """Names of the profiles in the package."""
+    return sorted(path.stem for path in PROFILES.glob("*.yaml"))
+
+
+def load_profile(name: str | None = None) -> Profile:
+    """Reads and checks a profile.
+
+    Args:
+        name: Name in `profiles/` or path of a YAML file; default `$KINJECT_PROFILE`, then `lab`.
+
+    Raises:
+        ProfileError: If it is missing or wrong; the message names file, field and mend.
+    """
+    path = profile_path(name or os.environ.get("KINJECT_PROFILE") or "lab")
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ProfileError(f"{path}: not readable as YAML: {error}") from error
+    if not isinstance(raw, dict):
+        raise ProfileError(f"{path}: a profile is a mapping of fields, e.g. `name: my-study`")
+    if "path" in raw:
+        raise ProfileError(f"{path}: path: unknown field; remove it")
+    try:
+        return Profile(**raw, path=path)
+    except ValidationError as error:
+        raise ProfileError(explain(path, error)) from error
+    except TypeError as error:
+        raise ProfileError(f"{path}: field names are plain words ({error})") from error
+
+
+def _nearest(name: str, allowed: list[str]) -> str:
+    close = difflib.get_close_matches(name, allowed, n=1, cutoff=0.5)
+    hint = f"did you mean `{close[0]}`? " if close else ""
+    return f"{hint}allowed: {', '.join(sorted(allowed)) or 'nothing yet'}"
+
+
+def _fields_at(location: tuple[Any, ...]) -> list[str]:
+    """Names that are allowed where an unknown field was met."""
+    model: Any = Profile
+    for part in location:
+        if isinstance(part, int) or model is None:
+            continue
+        fields = getattr(model, "model_fields", {})
+        if part in fields:
+            model = _inner_model(fields[part].annotation)
+        elif part in _TAGGED:
+            model = _TAGGED[part]
+    return [f for f in getattr(model, "model_fields", {}) if f != "path"]
+
+
+_TAGGED: dict[str, type[Settings]] = {
+    "wiki": WikiPages,
+    "events": WikiEvents,
+    "files": Files,
+    "mmlu": MMLUExam,
+    "generated": GeneratedExam,
+}
+
+
+def _inner_model(annotation: Any) -> Any:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for inner in getattr(annotation, "__args__", ()):
+        found = _inner_model(inner)
+        if found is not None:
+            return found
+    return None
+
+
+def explain(path: Path, error: ValidationError) -> str:
+    """Turns pydantic's errors into lines that name file, field, what is allowed and the mend."""
+    lines: list[str] = []
+    for problem in error.errors():
+        where = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            allowed = _fields_at(problem["loc"][:-1])
+            text = f"unknown field; {_nearest(str(problem['loc'][-1]), allowed)}"
+        elif problem["type"] == "missing":
+            text = "missing; add it"
+        elif problem["type"] == "value_error":
+            text = str(problem["ctx"]["error"]) if "ctx" in problem else problem["msg"]
+        else:
+            given = problem["input"]
+            shown = f" (given: {given!r})" if isinstance(given, str | int | float | bool) else ""
+            text = f"{problem['msg']}{shown}"
+        lines += [
+            f"{path}: {where + ': ' if where else ''}{line}" for line in text.splitlines()
+        ]
+    return "\n".join(lines)

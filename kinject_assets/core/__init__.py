@@ -1,0 +1,1 @@
+"""The domain: imports no dagster; heavy libraries are imported only inside functions."""

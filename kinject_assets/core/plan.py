@@ -1,0 +1,315 @@
+"""Which artefacts a profile asks for, what each is made from, and whether it has to be made again.
+
+This is the experiment's dependency graph at the level of partitions. Dagster draws and runs the
+assets; this module decides, for `kinject run`, for the assets themselves and for the audit, what a
+cell's inputs and configuration are. A cell is complete when its manifest's fingerprint (code
+version, configuration, versions of inputs) is the one that it would get now.
+"""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from typing import Any, Literal
+
+from kinject_assets.config import Cells, Profile, RecipeSpec
+from kinject_assets.core.errors import KinjectError
+from kinject_assets.core.manifest import fingerprint
+from kinject_assets.core.store import Cell, Store
+
+CODE_VERSIONS: dict[str, str] = {
+    "articles": "1",
+    "chunks": "1",
+    "questions": "1",
+    "paraphrases": "1",
+    "validation_paraphrases": "1",
+    "embeddings": "1",
+    "faiss_index": "1",
+    "retrieved": "1",
+    "checkpoint": "1",
+    "answers_base": "1",
+    "answers_rag": "1",
+    "answers_ft": "1",
+    "answers_ft_rag": "1",
+    "results": "1",
+    "claims": "1",
+    "report": "1",
+    "lineage_audit": "1",
+}
+"""Raised by hand when an asset's code would make something else from the same inputs."""
+
+METHODS: dict[str, str] = {
+    "base": "answers_base",
+    "rag": "answers_rag",
+    "ft": "answers_ft",
+    "ft_rag": "answers_ft_rag",
+}
+"""Method -> asset that holds its answers."""
+
+State = Literal["complete", "missing", "stale"]
+
+
+class NotAsked(KinjectError):
+    """A cell was asked for that the profile's grid does not have."""
+
+
+def now(profile: Profile) -> datetime:
+    """The profile's "now", in UTC."""
+    if profile.clock.mode == "fixed" and profile.clock.now:
+        return profile.clock.now.astimezone(UTC)
+    if profile.clock.mode == "lab" and profile.lab:
+        from kinject_assets.lab.world import World
+
+        return World(profile.lab).now
+    return datetime.now(UTC)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The cells of a profile.
+
+    Args:
+        profile: The experiment.
+        store: Its lake.
+    """
+
+    profile: Profile
+    store: Store
+
+    def _asking(self, corpus: str) -> list[Cells]:
+        return [cells for cells in self.profile.grid if corpus in cells.corpora]
+
+    def recipes(self, corpus: str) -> dict[str, list[str]]:
+        """Recipes asked for in a corpus, for each model, plain ones before controls."""
+        found: dict[str, list[str]] = {}
+        for cells in self._asking(corpus):
+            if {"ft", "ft_rag"} & set(cells.methods):
+                for model in cells.models:
+                    names = found.setdefault(model, [])
+                    names += [r for r in cells.recipes if r not in names]
+        for names in found.values():
+            names.sort(key=lambda r: RecipeSpec.parse(r).control_of is not None)
+        return found
+
+    def paraphrases_per_chunk(self, corpus: str) -> int:
+        """The most paraphrases that a recipe of the corpus reads."""
+        counts = [
+            spec.n_paraphrases
+            for names in self.recipes(corpus).values()
+            for spec in map(RecipeSpec.parse, names)
+            if not spec.control_of
+        ]
+        return max(counts, default=0)
+
+    def _methods(self, corpus: str) -> set[str]:
+        return {method for cells in self._asking(corpus) for method in cells.methods}
+
+    @cached_property
+    def cells(self) -> tuple[Cell, ...]:
+        """Every cell that the grid asks for, inputs before what is made from them."""
+        corpora = [key for key in self.profile.corpora if self._asking(key)]
+        found: list[Cell] = []
+        for corpus in corpora:
+            methods, recipes = self._methods(corpus), self.recipes(corpus)
+            assets = ["articles", "chunks", "questions"]
+            if self.paraphrases_per_chunk(corpus):
+                assets.append("paraphrases")
+            if recipes:
+                assets.append("validation_paraphrases")
+            if {"rag", "ft_rag"} & methods:
+                assets += ["embeddings", "faiss_index", "retrieved"]
+            found += [Cell(asset, (corpus,)) for asset in assets]
+        for corpus in corpora:
+            for model in self.profile.models:
+                for method in ("base", "rag"):
+                    if any(
+                        model in cells.models and method in cells.methods
+                        for cells in self._asking(corpus)
+                    ):
+                        found.append(Cell(METHODS[method], (corpus, model)))
+        for corpus in corpora:
+            for model, recipes in self.recipes(corpus).items():
+                for recipe in recipes:
+                    found.append(Cell("checkpoint", (corpus, f"{model}.{recipe}")))
+                    for method in ("ft", "ft_rag"):
+                        if any(
+                            model in cells.models
+                            and recipe in cells.recipes
+                            and method in cells.methods
+                            for cells in self._asking(corpus)
+                        ):
+                            found.append(Cell(METHODS[method], (corpus, f"{model}.{recipe}")))
+        return (*found, *(Cell(a) for a in ("results", "claims", "report", "lineage_audit")))
+
+    def require(self, cell: Cell) -> None:
+        """Refuses a cell that the grid does not have.
+
+        Raises:
+            NotAsked: The message holds the lines of the profile that would ask for it.
+        """
+        if cell in self.cells:
+            return
+        where = self.profile.path or "the profile"
+        corpus = cell.parts[0] if cell.parts else ""
+        lines = [f"  - corpora: [{corpus}]"]
+        if cell.asset in {"checkpoint", "answers_ft", "answers_ft_rag"}:
+            model, recipe = cell.parts[1].split(".", 1)
+            lines += [f"    models: [{model}]", f"    recipes: [{recipe}]"]
+        elif len(cell.parts) == 2:
+            lines += [f"    models: [{cell.parts[1]}]", "    methods: [base, rag]"]
+        elif cell.asset == "paraphrases":
+            lines += ["    models: [MODEL]", "    recipes: [full.p10]"]
+        else:
+            lines += ["    models: [MODEL]"]
+        raise NotAsked(
+            f"{where} does not ask for {cell}. To ask for it, add to `grid:`\n" + "\n".join(lines)
+        )
+
+    def inputs(self, cell: Cell) -> list[tuple[Cell, str]]:
+        """The cells that one is made from, each with the part of it that is read.
+
+        The part is empty for the whole, or `pNN`: the first NN paraphrases of each chunk.
+        """
+        if not cell.parts:
+            if cell.asset == "results":
+                return [(c, "") for c in self.cells if c.parts]
+            return [(Cell("results"), "")]
+        corpus = cell.parts[0]
+
+        def here(*assets: str) -> list[tuple[Cell, str]]:
+            return [(Cell(asset, (corpus,)), "") for asset in assets]
+
+        match cell.asset:
+            case "articles":
+                return []
+            case "chunks":
+                return here("articles")
+            case "questions":
+                generated = self.profile.corpora[corpus].exam.kind == "generated"
+                return here("chunks") if generated else []
+            case "paraphrases" | "validation_paraphrases" | "embeddings":
+                return here("chunks")
+            case "faiss_index":
+                return here("embeddings")
+            case "retrieved":
+                return here("questions", "faiss_index")
+            case "answers_base":
+                return here("questions")
+            case "answers_rag":
+                return here("questions", "retrieved", "chunks")
+            case "answers_ft":
+                return [*here("questions"), (Cell("checkpoint", cell.parts), "")]
+            case "answers_ft_rag":
+                return [
+                    *here("questions", "retrieved", "chunks"),
+                    (Cell("checkpoint", cell.parts), ""),
+                ]
+            case "checkpoint":
+                model, recipe = cell.parts[1].split(".", 1)
+                spec = RecipeSpec.parse(recipe)
+                found = here("chunks", "validation_paraphrases")
+                if spec.control_of:
+                    found.append((Cell("checkpoint", (corpus, f"{model}.{spec.control_of}")), ""))
+                elif spec.n_paraphrases:
+                    found.append((Cell("paraphrases", (corpus,)), f"p{spec.n_paraphrases:02d}"))
+                return found
+        raise KinjectError(f"no asset is called {cell.asset}")
+
+    def config(self, cell: Cell) -> dict[str, Any]:
+        """The part of the profile that decides what a cell will be."""
+        profile = self.profile
+
+        def of(part: Any, *leave_out: str) -> Any:
+            return part.model_dump(mode="json", exclude=set(leave_out))
+
+        llm = of(
+            profile.llm,
+            "concurrency",
+            "timeout",
+            "attempts",
+            "budget_usd",
+            "prices",
+            "base_url",
+        )
+        corpus = profile.corpora[cell.parts[0]] if cell.parts else None
+        match cell.asset:
+            case "articles" if corpus:
+                found = {"source": of(corpus.source), "cleaning": of(profile.cleaning)}
+                if corpus.source.kind != "files":
+                    wiki = profile.wikis[corpus.source.wiki]
+                    found["api_url"] = wiki.api_url
+                    if wiki.api_url == "lab" and profile.lab:
+                        found["lab"] = of(profile.lab)
+                if corpus.source.kind == "events" and corpus.source.until == "now":
+                    found["month"] = f"{now(profile):%Y-%m}"
+                return found
+            case "chunks":
+                return of(profile.chunking)
+            case "questions" if corpus:
+                if corpus.exam.kind == "mmlu":
+                    return {"exam": of(corpus.exam)}
+                return {"exam": of(corpus.exam), "exams": of(profile.exams), "llm": llm}
+            case "paraphrases":
+                return {
+                    "per_chunk": self.paraphrases_per_chunk(cell.parts[0]),
+                    "augmentation": of(
+                        profile.augmentation, "validation_chunks", "validation_per_chunk"
+                    ),
+                    "llm": llm,
+                }
+            case "validation_paraphrases":
+                return {"augmentation": of(profile.augmentation), "llm": llm}
+            case "embeddings":
+                return of(profile.retrieval.encoder, "batch_size", "query_prefix")
+            case "faiss_index":
+                return {"index": profile.retrieval.index}
+            case "retrieved":
+                return of(profile.retrieval)
+            case "checkpoint":
+                model, recipe = cell.parts[1].split(".", 1)
+                return {
+                    "model": of(profile.models[model], "knowledge_cutoff"),
+                    "recipe": of(RecipeSpec.parse(recipe)),
+                    "training": of(profile.recipe_training(recipe), "micro_batch"),
+                }
+            case "answers_base" | "answers_ft":
+                return {
+                    "model": of(profile.models[self.model_of(cell)], "knowledge_cutoff"),
+                    "scoring": of(profile.scoring, "k", "device", "batch_size", "folds"),
+                }
+            case "answers_rag" | "answers_ft_rag":
+                return {
+                    "model": of(profile.models[self.model_of(cell)], "knowledge_cutoff"),
+                    "scoring": of(profile.scoring, "device", "batch_size", "folds"),
+                    "query": profile.retrieval.query,
+                }
+            case _:
+                return {"profile": profile.name, "folds": profile.scoring.folds}
+
+    @staticmethod
+    def model_of(cell: Cell) -> str:
+        """Model of a cell of answers or checkpoints."""
+        return cell.parts[1].split(".", 1)[0]
+
+    def input_versions(self, cell: Cell) -> tuple[dict[str, str], list[Cell]]:
+        """Versions of a cell's inputs as they are now, and the inputs that are not there."""
+        versions: dict[str, str] = {}
+        missing: list[Cell] = []
+        for upstream, part in self.inputs(cell):
+            version = self.store.input_version(f"{upstream}#{part}" if part else str(upstream))
+            if version is None:
+                missing.append(upstream)
+            else:
+                versions[f"{upstream}#{part}" if part else str(upstream)] = version
+        return versions, missing
+
+    def fingerprint(self, cell: Cell) -> str:
+        """What the manifest of a cell would say if it were made now."""
+        versions, _ = self.input_versions(cell)
+        return fingerprint(CODE_VERSIONS[cell.asset], self.config(cell), versions)
+
+    def state(self, cell: Cell) -> State:
+        """Whether a cell is there and what making it again would give."""
+        manifest = self.store.manifest(cell)
+        if manifest is None:
+            return "missing"
+        return "complete" if manifest.fingerprint == self.fingerprint(cell) else "stale"

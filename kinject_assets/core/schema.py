@@ -1,0 +1,341 @@
+"""Rows that flow between stages and land in Parquet and DuckDB.
+
+Ids are hashes of content, never row numbers. A class here is the one definition of its Parquet
+columns: `arrow_schema` derives them from the annotations.
+"""
+
+import dataclasses
+import types
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cache
+from typing import TYPE_CHECKING, Any, ClassVar, Union, get_args, get_origin, get_type_hints
+
+from kinject_assets.core.manifest import content_hash
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Article:
+    """One revision of one article.
+
+    Attributes:
+        article_id: Hash of source and the source's own page id (a path for files).
+        revision_id: The wiki's revision id; for a file the hash of its text.
+        source: API address of the wiki, or `files`.
+        headings: Section headings; the lead has an empty one.
+        bodies: Plain text of each section, parallel to `headings`.
+        text_sha256: Hash of headings and bodies.
+    """
+
+    meaning: ClassVar[tuple[str, ...]] = (
+        "article_id",
+        "revision_id",
+        "title",
+        "url",
+        "licence",
+        "text_sha256",
+    )
+
+    article_id: str
+    revision_id: str
+    source: str
+    title: str
+    revised_at: datetime | None
+    fetched_at: datetime
+    url: str
+    licence: str
+    text_sha256: str
+    n_chars: int
+    headings: list[str]
+    bodies: list[str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exclusion:
+    """A page that was listed but is not in the corpus, with the reason."""
+
+    title: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chunk:
+    """A passage: the unit of retrieval, of question writing and of paraphrasing.
+
+    Attributes:
+        chunk_id: Hash of article, section and text, the same in every corpus and revision.
+        revision_id: Revision in which this corpus has it.
+        ordinal: Place in the corpus, from 0.
+        n_tokens: Length in tokens of the profile's chunking tokenizer.
+        small: Too short to ask about; still retrieved and trained on.
+    """
+
+    meaning: ClassVar[tuple[str, ...]] = ("chunk_id", "ordinal", "small")
+
+    chunk_id: str
+    article_id: str
+    revision_id: str
+    ordinal: int
+    title: str
+    section: str
+    n_tokens: int
+    small: bool
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """A multiple-choice question of a corpus.
+
+    Attributes:
+        question_id: Hash of origin, stem, options and gold (and the place among exact twins).
+        origin: `mmlu` or `llm`.
+        options: Answer texts, in the order in which they are shown.
+        gold: Index of the right option.
+        chunk_id: Chunk that it was written from; `None` for MMLU.
+        generator: Model that wrote it; empty for MMLU.
+        generation_id: Row of `generations` that it came from; empty for MMLU.
+        triage: `new`, `inferable`, `known`, `broken`, or empty when not probed.
+        split: `test`, `shots` or `validation`.
+        retired: Its text has left the corpus.
+    """
+
+    meaning: ClassVar[tuple[str, ...]] = ("question_id", "split", "retired", "chunk_id")
+
+    question_id: str
+    origin: str
+    stem: str
+    options: list[str]
+    gold: int
+    chunk_id: str | None
+    generator: str
+    generation_id: str
+    triage: str
+    split: str
+    retired: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rejection:
+    """A generated text that a gate turned away, kept with its reason."""
+
+    rejection_id: str
+    kind: str
+    chunk_id: str
+    reason: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Paraphrase:
+    """A rewriting of a chunk.
+
+    Attributes:
+        purpose: `train` or `validation`.
+        ordinal: From 0; a recipe with n paraphrases reads ordinals below n.
+        seed: Seed sent with the request that wrote it.
+    """
+
+    meaning: ClassVar[tuple[str, ...]] = ("paraphrase_id", "chunk_id", "ordinal")
+
+    paraphrase_id: str
+    chunk_id: str
+    purpose: str
+    ordinal: int
+    seed: int
+    generator: str
+    generation_id: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retrieved:
+    """A chunk that a retriever brought for a question.
+
+    Attributes:
+        rank: From 1, best first.
+        score: Inner product of normalised vectors.
+        hit: The chunk is the one that the question was written from.
+    """
+
+    meaning: ClassVar[tuple[str, ...]] = ("question_id", "retriever", "rank", "chunk_id")
+
+    corpus: str
+    question_id: str
+    retriever: str
+    rank: int
+    chunk_id: str
+    score: float
+    hit: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """A trained model (one row a checkpoint).
+
+    Attributes:
+        checkpoint_id: Hash of inputs, configuration and seed.
+        repeats: How often each text was seen per epoch beyond once (0 unless a control).
+        packed_tokens: Tokens trained on, over all epochs.
+        validation_loss: Mean nats per token on the validation paraphrases, of the kept epoch.
+    """
+
+    checkpoint_id: str
+    corpus: str
+    model: str
+    recipe: str
+    seed: int
+    method: str
+    n_paraphrases: int
+    repeats: int
+    learning_rate: float
+    epochs: int
+    steps: int
+    packed_tokens: int
+    validation_loss: float | None
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trial:
+    """One epoch of one learning-rate trial."""
+
+    checkpoint_id: str
+    trial: int
+    learning_rate: float
+    epoch: int
+    training_loss: float
+    validation_loss: float | None
+    kept: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Damage:
+    """What training did to something else than the corpus."""
+
+    checkpoint_id: str
+    probe: str
+    before: float
+    after: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Condition:
+    """One way to answer an exam.
+
+    Attributes:
+        recipe: Recipe of the checkpoint, e.g. `full.p00`; empty for `base` and `rag`.
+        method: `base`, `rag`, `ft` or `ft_rag`.
+        k: Chunks in front of the question; 0 for `base` and `ft`.
+        retriever: Name of the retriever; empty when `k` is 0.
+        query: What the retriever was asked: `question` or `question_and_options`.
+        choice_format: `letter` or `text`.
+    """
+
+    condition_id: str
+    corpus: str
+    model: str
+    recipe: str
+    seed: int
+    method: str
+    shots: int
+    k: int
+    retriever: str
+    query: str
+    choice_format: str
+    rotation: bool
+    engine: str
+
+    @classmethod
+    def of(cls, **fields: Any) -> "Condition":
+        """Builds a condition with the id that its fields give."""
+        return cls(condition_id=content_hash("condition", fields), **fields)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """A model's answer to one question under one condition.
+
+    Attributes:
+        choice: Index of the option with the highest log-likelihood (the first of equals).
+        logliks: Log-likelihood in nats of every option.
+        truncated_tokens: Tokens of shots or retrieved text left out to fit the window.
+        checkpoint_id: Empty for `base` and `rag`.
+    """
+
+    meaning: ClassVar[tuple[str, ...]] = ("condition_id", "question_id", "choice", "checkpoint_id")
+
+    condition_id: str
+    question_id: str
+    answer_id: str
+    choice: int
+    gold: int
+    correct: bool
+    logliks: list[float]
+    truncated_tokens: int
+    checkpoint_id: str
+    run_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Generation:
+    """One request to the language model service, as the ledger has it.
+
+    Attributes:
+        state: `received`, `failed`, or `in flight` (sent, no answer recorded: possibly paid, lost).
+        cost_usd: From the profile's price table; `None` when it has no price for the model.
+    """
+
+    generation_id: str
+    purpose: str
+    model: str
+    attempt: int
+    input_tokens: int
+    output_tokens: int
+    cost_usd: float | None
+    seconds: float
+    state: str
+    created_at: datetime
+
+
+def logical_version(rows: Iterable[Any], extra: Mapping[str, Any] | None = None) -> str:
+    """Hash of what rows mean: their class's `meaning` columns, whatever the order of the rows."""
+    parts = sorted(
+        content_hash(*(getattr(row, field) for field in type(row).meaning)) for row in rows
+    )
+    return content_hash(parts, extra or {})
+
+
+def _arrow_type(annotation: Any) -> "tuple[pa.DataType, bool]":
+    import pyarrow as pa
+
+    plain = {
+        str: pa.string(),
+        int: pa.int64(),
+        float: pa.float64(),
+        bool: pa.bool_(),
+        datetime: pa.timestamp("us", tz="UTC"),
+    }
+    if get_origin(annotation) in (Union, types.UnionType):
+        (inner,) = (a for a in get_args(annotation) if a is not type(None))
+        return _arrow_type(inner)[0], True
+    if get_origin(annotation) is list:
+        return pa.list_(_arrow_type(get_args(annotation)[0])[0]), False
+    return plain[annotation], False
+
+
+@cache
+def arrow_schema(row_type: type) -> "pa.Schema":
+    """Parquet columns of a row class, in the order of its fields."""
+    import pyarrow as pa
+
+    hints = get_type_hints(row_type)
+    fields: list[pa.Field] = []
+    for field in dataclasses.fields(row_type):
+        kind, nullable = _arrow_type(hints[field.name])
+        fields.append(pa.field(field.name, kind, nullable=nullable))
+    return pa.schema(fields)

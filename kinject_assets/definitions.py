@@ -1,0 +1,26 @@
+"""The code location: `dagster`, `dg` and `workspace.yaml` load `defs` from here."""
+
+import dagster as dg
+
+from kinject_assets.defs import (
+    audit,
+    augmentation,
+    automation,
+    corpus,
+    exams,
+    results,
+    retrieval,
+    scores,
+    training,
+)
+from kinject_assets.defs.resources import Study
+
+STAGES = (corpus, exams, augmentation, retrieval, training, scores, results, audit)
+
+defs = dg.Definitions(
+    assets=dg.with_source_code_references(dg.load_assets_from_modules(STAGES)),
+    resources={"study": Study()},
+    jobs=automation.JOBS,
+    sensors=[automation.corpus_keys],
+    executor=dg.in_process_executor,
+)

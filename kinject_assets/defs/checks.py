@@ -1,0 +1,224 @@
+"""What is checked of every artefact, and what to do when it does not hold."""
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import dagster as dg
+
+from kinject_assets.config import Chunking
+from kinject_assets.core.lineage.audit import Audit
+from kinject_assets.core.schema import Answer, Article, Checkpoint, Chunk, Paraphrase, Question
+from kinject_assets.defs.io import check
+
+OUTSIDE = re.compile(r"""(?:src|href)=["'](?:https?:)?//[^"']+["'](?=[^>]*\bas=)|@import[^;]+|"""
+                     r"""<(?:script|img|link|iframe)[^>]+(?:src|href)=["'](?:https?:)?//[^"']+""")
+"""What a browser would fetch from elsewhere; plain links to articles are not fetched."""
+
+CHECKS: dict[str, dict[str, str]] = {
+    "articles": {
+        "no_markup_left": "Plain text holds no wiki markup.",
+        "has_articles": "The corpus is not empty.",
+    },
+    "chunks": {
+        "within_budget": "No chunk is longer than chunking.max_tokens.",
+        "enough_to_ask": "Some chunks are long enough to write questions from.",
+    },
+    "questions": {
+        "gold_balanced": "The right option stands at each place about equally often.",
+        "enough_shots": "There are as many few-shot examples as scoring.shots asks for.",
+    },
+    "paraphrases": {"complete": "Every chunk has the paraphrases that were asked for."},
+    "validation_paraphrases": {"complete": "Every drawn chunk has its paraphrases."},
+    "embeddings": {"normalised": "Every vector has length 1."},
+    "faiss_index": {"finds_itself": "Each chunk's own vector is its nearest neighbour."},
+    "retrieved": {"recall": "The chunk that a question was written from is among those found."},
+    "checkpoint": {"learned": "Loss on validation paraphrases fell below the base model's first."},
+    "answers_base": {
+        "complete": "Every test question is answered under every condition.",
+        "no_collapse": "Choices are not heaped on one option.",
+        "nothing_cut": "No prompt lost text to fit the window.",
+    },
+    "results": {"has_scores": "The database holds scores."},
+    "claims": {"self_test": "The claims' code finds what the published tables are known to show."},
+    "report": {"offline": "The report asks for nothing from outside."},
+    "lineage_audit": {"sound": "Manifests, files, inputs and Dagster's event log agree."},
+}
+for _method in ("rag", "ft", "ft_rag"):
+    CHECKS[f"answers_{_method}"] = CHECKS["answers_base"]
+
+
+def specs(asset: str) -> list[dg.AssetCheckSpec]:
+    """Check specifications of an asset."""
+    return [
+        dg.AssetCheckSpec(name, asset=asset, description=description)
+        for name, description in CHECKS[asset].items()
+    ]
+
+
+def articles(rows: Sequence[Article]) -> list[dg.AssetCheckResult]:
+    """Checks of articles."""
+    marks = ("[[", "{{", "<ref", "{|")
+    marked = sorted({a.title for a in rows for b in a.bodies if any(m in b for m in marks)})
+    return [
+        check(
+            "no_markup_left",
+            not marked,
+            f"{len(marked)} articles hold markup, e.g. {marked[:3]}; report the pages as a bug"
+            if marked
+            else "no markup",
+            warn=True,
+        ),
+        check("has_articles", bool(rows), f"{len(rows)} articles"),
+    ]
+
+
+def chunks(rows: Sequence[Chunk], settings: Chunking) -> list[dg.AssetCheckResult]:
+    """Checks of chunks."""
+    longest = max((row.n_tokens for row in rows), default=0)
+    askable = sum(not row.small for row in rows)
+    return [
+        check("within_budget", longest <= settings.max_tokens, f"longest: {longest} tokens"),
+        check(
+            "enough_to_ask",
+            askable > 0,
+            f"{askable} of {len(rows)} chunks have at least {settings.min_tokens} tokens"
+            + ("" if askable else "; lower chunking.min_tokens"),
+        ),
+    ]
+
+
+def questions(rows: Sequence[Question], shots: Sequence[int]) -> list[dg.AssetCheckResult]:
+    """Checks of an exam."""
+    test = [row for row in rows if row.split == "test"]
+    counts = Counter(row.gold for row in test)
+    most = max(counts.values(), default=0)
+    options = max((len(row.options) for row in test), default=1)
+    # Three standard deviations above an even share.
+    even = len(test) / options
+    limit = even + 3 * (even * (1 - 1 / options)) ** 0.5
+    ready = sum(row.split == "shots" for row in rows)
+    return [
+        check(
+            "gold_balanced",
+            most <= limit,
+            f"right options by place: {dict(sorted(counts.items()))}"
+            + ("" if most <= limit else "; another exams.seed shuffles anew"),
+            warn=True,
+        ),
+        check(
+            "enough_shots",
+            ready >= max(shots),
+            f"{ready} few-shot examples, {max(shots)} asked for"
+            + ("" if ready >= max(shots) else "; raise exams.shots_share"),
+            warn=True,
+        ),
+    ]
+
+
+def paraphrases(
+    asset: str, rows: Sequence[Paraphrase], wanted: int
+) -> list[dg.AssetCheckResult]:
+    """Checks of paraphrases."""
+    missing = wanted - len(rows)
+    return [
+        check(
+            "complete",
+            missing == 0,
+            f"{len(rows)} of {wanted} {asset}"
+            + ("; see the rejections, or raise augmentation.attempts" if missing else ""),
+            warn=True,
+        )
+    ]
+
+
+def checkpoint(row: Checkpoint, first_validation_loss: float | None) -> list[dg.AssetCheckResult]:
+    """Checks of a checkpoint."""
+    if row.validation_loss is None or first_validation_loss is None:
+        return [check("learned", True, "no validation paraphrases to measure with", warn=True)]
+    better = row.validation_loss < first_validation_loss
+    return [
+        check(
+            "learned",
+            better,
+            f"validation loss {first_validation_loss:.3f} before, {row.validation_loss:.3f} after"
+            + ("" if better else "; try other training.learning_rates"),
+            warn=True,
+        )
+    ]
+
+
+def answers(rows: Sequence[Answer], wanted: int) -> list[dg.AssetCheckResult]:
+    """Checks of answers."""
+    counts = Counter(row.choice for row in rows)
+    options = max((len(row.logliks) for row in rows), default=1)
+    share = max(counts.values(), default=0) / max(1, len(rows))
+    cut = sum(row.truncated_tokens > 0 for row in rows)
+    collapsed = share > (1 + 1 / options) / 2
+    return [
+        check("complete", len(rows) == wanted, f"{len(rows)} of {wanted} answers"),
+        check(
+            "no_collapse",
+            not collapsed,
+            f"choices by place: {dict(sorted(counts.items()))}"
+            + ("; the model hardly reads the options: compare with base" if collapsed else ""),
+            warn=True,
+        ),
+        check(
+            "nothing_cut",
+            cut == 0,
+            f"{cut} prompts lost shots or chunks to fit the window"
+            + ("; use fewer shots, a smaller K or shorter chunks" if cut else ""),
+            warn=True,
+        ),
+    ]
+
+
+def results(counts: Mapping[str, int]) -> list[dg.AssetCheckResult]:
+    """Checks of the database."""
+    scores = counts.get("scores", 0)
+    return [
+        check(
+            "has_scores",
+            scores > 0,
+            f"{scores} scores" + ("" if scores else "; materialise answers first"),
+        )
+    ]
+
+
+def claims(problems: Sequence[str]) -> list[dg.AssetCheckResult]:
+    """Checks of the claims."""
+    return [
+        check(
+            "self_test",
+            not problems,
+            "; ".join(problems) or "the published tables give the figures they are known for",
+        )
+    ]
+
+
+def report(path: Path) -> list[dg.AssetCheckResult]:
+    """Checks of the report."""
+    text = path.read_text(encoding="utf-8")
+    outside = sorted(set(OUTSIDE.findall(text)))
+    return [
+        check(
+            "offline",
+            not outside,
+            f"asks for {outside[:3]}; report this as a bug" if outside else "one file, no requests",
+        )
+    ]
+
+
+def lineage_audit(verdict: Audit) -> list[dg.AssetCheckResult]:
+    """Checks of the audit."""
+    return [
+        check(
+            "sound",
+            verdict.ok,
+            str(verdict)
+            if verdict.ok
+            else f"{verdict}\nDelete what is broken and run `kinject run`: it makes only that again.",
+        )
+    ]

@@ -1,0 +1,348 @@
+"""What the command line does with Dagster: run a profile, serve the UI, audit, examine."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import dagster as dg
+import psutil
+from filelock import FileLock, Timeout
+from rich.console import Console
+
+from kinject_assets.config import Profile, home, local_or_hub
+from kinject_assets.core.errors import KinjectError, MissingArtefact
+from kinject_assets.core.lineage.audit import audit, trace
+from kinject_assets.core.manifest import write_atomically
+from kinject_assets.core.plan import Plan
+from kinject_assets.core.store import Cell, Store
+from kinject_assets.defs.compute import compute_mode, load_libraries
+from kinject_assets.defs.drive import Outcome, drive
+from kinject_assets.defs.instance import logged_versions, open_instance, recover
+from kinject_assets.display import TerminalDisplay
+
+INTERRUPTED = 130
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+@contextlib.contextmanager
+def _alone(root: Path) -> Iterator[None]:
+    root.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(root / "run.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise KinjectError(
+            f"another `kinject run` is working in {root}; wait for it, stop it, or use another "
+            "profile (or KINJECT_HOME)"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def run_profile(
+    profile: Profile, selection: str | None, corpora: Sequence[str], models: Sequence[str]
+) -> int:
+    """Makes what a profile asks for; the exit code of `kinject run`."""
+    console = Console(stderr=True)
+    born = psutil.Process().create_time()
+    root = home(profile)
+    plan = Plan(profile, Store(root))
+    _known(profile, "corpus", corpora, profile.corpora)
+    _known(profile, "model", models, profile.models)
+    with _alone(root):
+        from kinject_assets.definitions import defs
+
+        instance = open_instance(profile)
+        cells = _chosen(plan, defs, selection, corpora, models)
+        found = recover(instance, plan.store, ui_alive=_ui_process(root) is not None)
+        if found.runs:
+            _say(console, f"{len(found.runs)} runs had died with their process: marked as failed")
+        if found.events:
+            _say(console, f"{len(found.events)} artefacts were published in a crash: reported")
+        _check_models(profile, cells)
+        imports = 0.0
+        if compute_mode() == "inline" and _heavy(plan, cells):
+            began = time.monotonic()
+            _say(console, "loading torch, transformers, lm-eval, faiss (once for this command)")
+            load_libraries()
+            imports = time.monotonic() - began
+        starting = time.time() - born - imports
+        try:
+            with TerminalDisplay(len(cells), console) as display:
+                outcome = drive(plan, defs, instance, cells, display)
+        except (KeyboardInterrupt, dg.DagsterExecutionInterruptedError):
+            _say(console, "stopped; start the same command again to go on")
+            return INTERRUPTED
+        finally:
+            instance.dispose()
+    _summary(console, outcome, starting, imports, time.time() - born, root)
+    return 1 if outcome.failed else 0
+
+
+def _known(profile: Profile, what: str, names: Sequence[str], allowed: dict) -> None:
+    for name in names:
+        if name not in allowed:
+            raise KinjectError(
+                f"{profile.path}: no {what} is called `{name}`; there are: {', '.join(allowed)}"
+            )
+
+
+def _chosen(
+    plan: Plan,
+    defs: dg.Definitions,
+    selection: str | None,
+    corpora: Sequence[str],
+    models: Sequence[str],
+) -> list[Cell]:
+    cells = list(plan.cells)
+    if selection:
+        try:
+            chosen = dg.AssetSelection.from_string(selection).resolve(
+                defs.resolve_asset_graph()
+            )
+        except dg.DagsterError as error:
+            raise KinjectError(f"--select {selection!r}: {error}") from error
+        names = {key.to_user_string() for key in chosen}
+        cells = [cell for cell in cells if cell.asset in names]
+    if corpora:
+        cells = [cell for cell in cells if not cell.parts or cell.parts[0] in corpora]
+    if models:
+        cells = [c for c in cells if len(c.parts) < 2 or plan.model_of(c) in models]
+    if not cells:
+        raise KinjectError("the selection holds no cell that the profile asks for")
+    return cells
+
+
+def _check_models(profile: Profile, cells: Sequence[Cell]) -> None:
+    """Says at once that a model's folder is missing, not after an hour of other work."""
+    used = {Plan.model_of(cell) for cell in cells if len(cell.parts) == 2}
+    for name in sorted(used):
+        source = local_or_hub(profile, profile.models[name].source)
+        looks_like_path = source.startswith((".", "/", "~"))
+        if (looks_like_path or source.count("/") > 1) and not Path(source).is_dir():
+            mend = (
+                "run `kinject lab pretrain`"
+                if profile.models[name].source.startswith("lab:")
+                else "give a folder that exists, relative to the profile, or a hub id"
+            )
+            raise KinjectError(
+                f"{profile.path}: models.{name}.source: no model at {source}; {mend}"
+            )
+
+
+def _heavy(plan: Plan, cells: Sequence[Cell]) -> bool:
+    return any(
+        len(cell.parts) == 2 and plan.state(cell) != "complete" for cell in cells
+    )
+
+
+def _summary(
+    console: Console,
+    outcome: Outcome,
+    starting: float,
+    imports: float,
+    total: float,
+    root: Path,
+) -> None:
+    if outcome.made:
+        stages: dict[str, float] = defaultdict(float)
+        for cell, seconds in outcome.made.items():
+            stages[cell.asset] += seconds
+        _say(console, "seconds by stage:")
+        for asset, seconds in stages.items():
+            _say(console, f"  {asset:24} {seconds:7.1f}")
+        between = total - sum(stages.values()) - imports - starting
+        _say(console, f"  {'process start':24} {starting:7.1f}")
+        _say(console, f"  {'heavy imports':24} {imports:7.1f}")
+        _say(console, f"  {'orchestration':24} {between:7.1f}")
+        _say(console, f"  {'all':24} {total:7.1f}")
+    _say(
+        console,
+        f"{len(outcome.made)} made, {outcome.kept} were complete, {len(outcome.failed)} failed, "
+        f"{len(outcome.waiting)} wait for what failed",
+    )
+    for cell, message in outcome.failed.items():
+        _say(console, f"FAILED {cell}: {message}")
+    if outcome.failed:
+        _say(console, "mend the cause and start the same command again: what is complete is kept")
+    report = root / "report.html"
+    if report.exists():
+        _say(console, f"report: {report}")
+
+
+# --- the UI ---
+
+
+def _ui_file(root: Path) -> Path:
+    return root / "ui.json"
+
+
+def _ui_process(root: Path) -> psutil.Process | None:
+    """The running `kinject ui` of a profile, if there is one."""
+    try:
+        known = json.loads(_ui_file(root).read_text(encoding="utf-8"))
+        process = psutil.Process(known["pid"])
+        return process if int(process.create_time()) == known["born"] else None
+    except (OSError, ValueError, KeyError, psutil.NoSuchProcess):
+        return None
+
+
+def _free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+def serve_ui(profile: Profile, port: int) -> int:
+    """Webserver, daemon and the lab's server in one process group, ended together."""
+    console = Console(stderr=True)
+    root = home(profile)
+    if not _free(port):
+        raise KinjectError(
+            f"port {port} on 127.0.0.1 is taken; end what listens there, or give another: "
+            f"kinject ui --port {port + 1}"
+        )
+    with contextlib.ExitStack() as stack:
+        if profile.lab and "KINJECT_LAB_URL" not in os.environ:
+            from kinject_assets.lab.server import running
+
+            os.environ["KINJECT_LAB_URL"] = stack.enter_context(running(profile.lab))
+        instance = open_instance(profile)
+        recover(instance, Store(root), ui_alive=_ui_process(root) is not None)
+        instance.dispose()
+        workspace = root / "dagster" / "workspace.yaml"
+        write_atomically(
+            workspace,
+            "load_from:\n"
+            "  - python_module:\n"
+            "      module_name: kinject_assets.definitions\n"
+            "      location_name: kinject\n"
+            f"      executable_path: {json.dumps(sys.executable)}\n",
+        )
+        me = psutil.Process()
+        write_atomically(
+            _ui_file(root), json.dumps({"pid": me.pid, "born": int(me.create_time())})
+        )
+        stack.callback(_ui_file(root).unlink, missing_ok=True)
+        where = ["-w", str(workspace)]
+        commands = [
+            [sys.executable, "-m", "dagster_webserver", "-h", "127.0.0.1", "-p", str(port), *where],
+            [sys.executable, "-m", "dagster._daemon", "run", *where],
+        ]
+        processes = [subprocess.Popen(command) for command in commands]
+        stack.callback(_end, processes)
+        _say(console, f"Dagster UI: http://127.0.0.1:{port}  (profile {profile.name}; Ctrl-C ends)")
+
+        def stop(*_: object) -> None:
+            raise KeyboardInterrupt
+
+        signal.signal(signal.SIGTERM, stop)
+        try:
+            while all(process.poll() is None for process in processes):
+                time.sleep(0.5)
+        except KeyboardInterrupt:
+            return 0
+        codes = [process.poll() for process in processes]
+        _say(console, f"a part of the UI ended by itself (webserver, daemon: {codes})")
+        return 1
+
+
+def _end(processes: Sequence[subprocess.Popen]) -> None:
+    """Ends processes and all that they started; nothing is left behind."""
+    family = []
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            parent = psutil.Process(process.pid)
+            family += [parent, *parent.children(recursive=True)]
+    for member in family:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            member.send_signal(signal.SIGINT)
+    _, left = psutil.wait_procs(family, timeout=15)
+    for member in left:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            member.kill()
+
+
+# --- audit and doctor ---
+
+
+def audit_lake(profile: Profile, as_json: bool) -> tuple[str, bool]:
+    """Verifies every artefact; the text to print and whether all is sound."""
+    store = Store(home(profile))
+    if not store.lake.exists():
+        raise MissingArtefact(f"{store.lake} does not exist yet; run `kinject run` first")
+    instance = open_instance(profile)
+    try:
+        verdict = audit(store, profile, events=logged_versions(instance, store))
+    finally:
+        instance.dispose()
+    return (verdict.to_json() if as_json else str(verdict)), verdict.ok
+
+
+def audit_answer(profile: Profile, answer: str, as_json: bool) -> tuple[str, bool]:
+    """The chain of one answer; the text to print and whether it reaches an article."""
+    chain = trace(home(profile) / "results.duckdb", answer)
+    return (chain.to_json() if as_json else str(chain)), True
+
+
+def examine(profile: Profile) -> tuple[list[str], bool]:
+    """What `kinject doctor` finds: lines to print, and whether all is well."""
+    import importlib.util
+    import shutil
+
+    lines: list[str] = []
+    healthy = True
+
+    def note(good: bool, text: str) -> None:
+        nonlocal healthy
+        healthy = healthy and good
+        lines.append(f"{'ok  ' if good else 'MEND'} {text}")
+
+    note(True, f"profile {profile.path}")
+    for package in (
+        "dagster_webserver torch transformers peft faiss sentence_transformers lm_eval duckdb openai"
+    ).split():
+        there = importlib.util.find_spec(package) is not None
+        note(there, f"package {package}" + ("" if there else ": pip install -e ."))
+    root = home(profile)
+    root.mkdir(parents=True, exist_ok=True)
+    writable = os.access(root, os.W_OK)
+    free = shutil.disk_usage(root).free / 2**30
+    note(writable, f"{root} " + ("is writable" if writable else "cannot be written; set KINJECT_HOME"))
+    note(free > 2, f"{free:.0f} GiB free there" + ("" if free > 2 else "; a study needs more"))
+    for name, model in profile.models.items():
+        source = local_or_hub(profile, model.source)
+        note(
+            not model.source.startswith("lab:") or Path(source).is_dir(),
+            f"model {name}: {source}"
+            + (" (a folder)" if Path(source).is_dir() else " (from the hub when it is used)"),
+        )
+    if any(c.exam.kind == "generated" for c in profile.corpora.values()):
+        if profile.llm.base_url == "lab":
+            note(True, "questions and paraphrases: the lab's writer, no key needed")
+        else:
+            base = profile.llm.base_url or os.environ.get("OPENAI_BASE_URL")
+            key = bool(os.environ.get("OPENAI_API_KEY"))
+            note(
+                key or bool(base),
+                f"questions and paraphrases: {base or 'OpenAI'}, key "
+                + ("set" if key else "not set: export OPENAI_API_KEY=..."),
+            )
+    return lines, healthy

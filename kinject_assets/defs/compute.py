@@ -1,0 +1,56 @@
+"""Three heavy steps (embed, train, score), two ways to run them: here, or in a process of their own.
+
+A worker is a function from a JSON request to a JSON result, `kinject_assets.workers.NAME.run`. In a
+process of its own it is started through Dagster Pipes: its log is live, cancelling the run ends it,
+and its memory is freed.
+"""
+
+import importlib
+import json
+import os
+import sys
+from typing import Any, Literal
+
+import dagster as dg
+
+from kinject_assets.core.errors import KinjectError
+from kinject_assets.defs.io import Step
+from kinject_assets.defs.partitions import PROFILE
+
+Worker = Literal["embed", "train", "score"]
+
+
+def compute_mode() -> str:
+    """`$KINJECT_COMPUTE` (set by `kinject run --compute`), else the profile's."""
+    return os.environ.get("KINJECT_COMPUTE") or PROFILE.compute
+
+
+def load_libraries() -> None:
+    """Imports what workers use, so that the cost is paid once and seen apart."""
+    for name in ("faiss", "torch", "transformers", "peft", "sentence_transformers", "lm_eval"):
+        importlib.import_module(name)
+    importlib.import_module("lm_eval.models.huggingface")
+    importlib.import_module("lm_eval.evaluator")
+
+
+def run_worker(step: Step, worker: Worker, request: dict[str, Any]) -> dict[str, Any]:
+    """Runs a worker on a request and returns its result.
+
+    Raises:
+        KinjectError: If the worker's process ended without a result; its log says why.
+    """
+    if compute_mode() == "inline":
+        module = importlib.import_module(f"kinject_assets.workers.{worker}")
+        return module.run(request, step.report)
+    result = step.work / "result.json"
+    result.unlink(missing_ok=True)
+    client = dg.PipesSubprocessClient()
+    client.run(
+        context=step.context,
+        command=[sys.executable, "-m", f"kinject_assets.workers.{worker}"],
+        extras={"request": request, "result_path": str(result)},
+        env=dict(os.environ),
+    )
+    if not result.exists():
+        raise KinjectError(f"the {worker} process left no result; see the log of this run")
+    return json.loads(result.read_text(encoding="utf-8"))

@@ -1,0 +1,158 @@
+"""`kinject run`: makes what a profile asks for and is not there yet, as real Dagster runs."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Protocol
+
+import dagster as dg
+from dagster import DagsterInstance
+from dagster._core.execution.execute_in_process_result import ExecuteInProcessResult
+
+from kinject_assets.core.plan import Plan
+from kinject_assets.core.store import Cell
+from kinject_assets.defs import io
+from kinject_assets.defs.instance import process_tags
+from kinject_assets.defs.partitions import partition_key
+
+QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
+
+
+class Display(Protocol):
+    """What a drive shows while it works."""
+
+    def begin(self, cell: str) -> None:
+        """A cell is being made."""
+
+    def progress(self, message: str, done: int | None, total: int | None) -> None:
+        """Work on the current cell goes on."""
+
+    def end(self, cell: str, seconds: float) -> None:
+        """A cell was made."""
+
+    def fail(self, cell: str, message: str) -> None:
+        """A cell could not be made."""
+
+
+@dataclass
+class Outcome:
+    """What a drive did.
+
+    Attributes:
+        made: Cell -> seconds, in the order in which they were made.
+        failed: Cell -> message.
+        waiting: Cells whose inputs are missing, since those failed.
+        kept: Cells that were complete before.
+    """
+
+    made: dict[Cell, float] = field(default_factory=dict)
+    failed: dict[Cell, str] = field(default_factory=dict)
+    waiting: list[Cell] = field(default_factory=list)
+    kept: int = 0
+
+
+def drive(
+    plan: Plan,
+    definitions: dg.Definitions,
+    instance: DagsterInstance,
+    cells: Sequence[Cell],
+    display: Display,
+) -> Outcome:
+    """Makes the given cells where they are missing or stale, inputs first, one run per partition.
+
+    A failure does not stop cells that do not need what failed.
+    """
+    outcome = Outcome()
+    job = definitions.resolve_implicit_global_asset_job_def()
+    watcher = _Watcher(display, outcome)
+    io.LISTENERS.append(watcher)
+    try:
+        for parts, group in _partitions(cells):
+            outcome.kept += sum(plan.state(cell) == "complete" for cell in group)
+            # Making an input anew may leave what follows as it was: look again after each run.
+            while pending := [
+                cell
+                for cell in group
+                if plan.state(cell) != "complete" and cell not in outcome.failed
+            ]:
+                ready = [cell for cell in pending if not _blocked(plan, cell, pending)]
+                if not ready:
+                    outcome.waiting += pending
+                    break
+                before = (len(outcome.made), len(outcome.failed))
+                result = job.execute_in_process(
+                    run_config=QUIET,
+                    instance=instance,
+                    partition_key=partition_key(parts),
+                    asset_selection=[dg.AssetKey(cell.asset) for cell in ready],
+                    raise_on_error=False,
+                    tags=process_tags(),
+                )
+                _note_failures(result, ready, outcome, display)
+                if (len(outcome.made), len(outcome.failed)) == before:
+                    raise RuntimeError(f"the run for {ready[0]} neither made nor failed anything")
+    finally:
+        io.LISTENERS.remove(watcher)
+    return outcome
+
+
+def _partitions(cells: Sequence[Cell]) -> Iterator[tuple[tuple[str, ...], list[Cell]]]:
+    """Cells that one run can make: the same partition, next to one another in the plan."""
+
+    def key(cell: Cell) -> tuple[tuple[str, ...], bool]:
+        return cell.parts, cell.asset == "lineage_audit"
+
+    for (parts, _), group in groupby(cells, key):
+        yield parts, list(group)
+
+
+def _blocked(plan: Plan, cell: Cell, pending: Sequence[Cell]) -> bool:
+    """Whether an input is missing that this run will not make either."""
+    if not cell.parts:
+        return False
+    _, missing = plan.input_versions(cell)
+    return any(
+        upstream not in pending or _blocked(plan, upstream, pending) for upstream in missing
+    )
+
+
+def _note_failures(
+    result: ExecuteInProcessResult, cells: Sequence[Cell], outcome: Outcome, display: Display
+) -> None:
+    by_asset = {cell.asset: cell for cell in cells}
+    for event in result.all_events:
+        if not event.is_step_failure:
+            continue
+        data = event.step_failure_data
+        described = data.user_failure_data and data.user_failure_data.description
+        error = data.error
+        while error is not None and error.cause is not None:
+            error = error.cause
+        message = described or (error.message.strip() if error else "failed")
+        cell = by_asset[event.step_key or cells[0].asset]
+        outcome.failed[cell] = f"{message}\n(run {result.run_id})"
+        display.fail(str(cell), message)
+
+
+class _Watcher:
+    """Passes what steps say on to a display, and keeps the time."""
+
+    def __init__(self, display: Display, outcome: Outcome) -> None:
+        self._display = display
+        self._outcome = outcome
+
+    def begin(self, cell: Cell) -> Callable[[], None]:
+        """Called when a step starts; the answer is called when it has published."""
+        began = time.monotonic()
+        self._display.begin(str(cell))
+
+        def end() -> None:
+            seconds = time.monotonic() - began
+            self._outcome.made[cell] = seconds
+            self._display.end(str(cell), seconds)
+
+        return end
+
+    def progress(self, message: str, done: int | None, total: int | None) -> None:
+        self._display.progress(message, done, total)

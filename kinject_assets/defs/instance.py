@@ -1,0 +1,157 @@
+"""The profile's own Dagster instance: opened ready to use, and cleared of what a crash left."""
+
+import os
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+
+import dagster as dg
+import psutil
+from dagster import DagsterInstance, DagsterRunStatus, RunsFilter
+
+from kinject_assets.config import Profile, home
+from kinject_assets.core.manifest import write_atomically
+from kinject_assets.core.store import Store
+from kinject_assets.defs.partitions import add_corpus_keys
+
+HEADER = "# Written by kinject; remove this line to keep your own changes.\n"
+
+DAGSTER_YAML = (
+    HEADER
+    + """telemetry: {enabled: false}
+nux: {enabled: false}
+concurrency:
+  pools: {default_limit: 1, granularity: op}
+  runs: {max_concurrent_runs: 2}
+run_monitoring:
+  enabled: true
+  poll_interval_seconds: 10
+  start_timeout_seconds: 180
+  free_slots_after_run_end_seconds: 5
+"""
+)
+
+PID_TAG, BORN_TAG, HOST_TAG = "kinject/pid", "kinject/process_born", "kinject/host"
+
+UNFINISHED = [
+    DagsterRunStatus.NOT_STARTED,
+    DagsterRunStatus.STARTING,
+    DagsterRunStatus.STARTED,
+    DagsterRunStatus.CANCELING,
+]
+
+
+@dataclass(frozen=True)
+class Recovered:
+    """What a crash had left behind and opening the instance put right.
+
+    Attributes:
+        runs: Ids of runs that were marked as failed, since their process is gone.
+        events: Artefacts that were published without their event, now reported.
+    """
+
+    runs: tuple[str, ...]
+    events: tuple[str, ...]
+
+
+def dagster_home(profile: Profile) -> Path:
+    """`$DAGSTER_HOME`, or the profile's own folder; its `dagster.yaml` is kept up to date."""
+    given = os.environ.get("DAGSTER_HOME")
+    folder = Path(given) if given else home(profile) / "dagster"
+    settings = folder / "dagster.yaml"
+    ours = not settings.exists() or settings.read_text(encoding="utf-8").startswith(HEADER)
+    if ours:
+        write_atomically(settings, DAGSTER_YAML)
+    os.environ["DAGSTER_HOME"] = str(folder)
+    return folder
+
+
+def open_instance(profile: Profile) -> DagsterInstance:
+    """Opens the profile's instance, with its corpora as partition keys."""
+    dagster_home(profile)
+    instance = DagsterInstance.get()
+    add_corpus_keys(instance)
+    return instance
+
+
+def process_tags() -> dict[str, str]:
+    """Tags that say which process a run lives in, so that its death can be told later."""
+    me = psutil.Process()
+    return {
+        PID_TAG: str(me.pid),
+        BORN_TAG: str(int(me.create_time())),
+        HOST_TAG: socket.gethostname(),
+    }
+
+
+def recover(instance: DagsterInstance, store: Store, ui_alive: bool) -> Recovered:
+    """Marks dead runs as failed, frees their pool slots, reports artefacts without an event.
+
+    A killed process leaves its run STARTED and its slots taken: the next run would wait for ever.
+
+    Args:
+        instance: The profile's instance.
+        store: The profile's lake.
+        ui_alive: Whether a webserver of this profile runs; its own runs are then left alone.
+    """
+    buried: list[str] = []
+    for run in instance.get_runs(filters=RunsFilter(statuses=UNFINISHED)):
+        if _alive(run.tags, ui_alive):
+            continue
+        instance.report_run_failed(
+            run, "The process of this run is gone (killed, or the machine went down)."
+        )
+        instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
+        buried.append(run.run_id)
+    return Recovered(tuple(buried), tuple(report_published(instance, store)))
+
+
+def _alive(tags: dict[str, str], ui_alive: bool) -> bool:
+    if PID_TAG not in tags:
+        return ui_alive
+    if tags.get(HOST_TAG) != socket.gethostname():
+        return True
+    try:
+        return int(psutil.Process(int(tags[PID_TAG])).create_time()) == int(tags[BORN_TAG])
+    except (psutil.NoSuchProcess, ValueError, KeyError):
+        return False
+
+
+def logged_versions(instance: DagsterInstance, store: Store) -> dict[str, str]:
+    """Data version of each published artefact in Dagster's event log, by cell."""
+    found: dict[str, str] = {}
+    for cell, manifest in store.published():
+        records = instance.fetch_materializations(
+            dg.AssetRecordsFilter(
+                asset_key=dg.AssetKey(cell.asset),
+                asset_partitions=[manifest.partition] if manifest.partition else None,
+            ),
+            limit=1,
+        ).records
+        if records and (event := records[0].asset_materialization) and event.tags:
+            found[str(cell)] = event.tags.get("dagster/data_version", "")
+    return found
+
+
+def report_published(instance: DagsterInstance, store: Store) -> list[str]:
+    """Reports artefacts whose manifest is there and whose event is not; returns their cells."""
+    logged = logged_versions(instance, store)
+    reported: list[str] = []
+    for cell, manifest in store.published():
+        if logged.get(str(cell)) == manifest.logical_version:
+            continue
+        instance.report_runless_asset_event(
+            dg.AssetMaterialization(
+                asset_key=cell.asset,
+                partition=manifest.partition or None,
+                description="Published before a crash; reported again on the next start.",
+                tags={
+                    "dagster/data_version": manifest.logical_version,
+                    "dagster/data_version_is_user_provided": "true",
+                    "dagster/code_version": manifest.code_version,
+                },
+                metadata={"made_by_run": manifest.run_id, "made_at": manifest.finished_at},
+            )
+        )
+        reported.append(str(cell))
+    return reported

@@ -1,0 +1,212 @@
+"""The frame of every asset: refuse what was not asked for, read inputs, publish with a manifest."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, fields
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import dagster as dg
+
+from kinject_assets.core.errors import KinjectError, MissingArtefact
+from kinject_assets.core.manifest import fingerprint
+from kinject_assets.core.plan import CODE_VERSIONS
+from kinject_assets.core.schema import arrow_schema
+from kinject_assets.core.store import Cell, library_versions, write_rows
+from kinject_assets.defs.partitions import cell_parts
+from kinject_assets.defs.resources import Study
+
+Row = TypeVar("Row")
+
+
+
+class Listener(Protocol):
+    """Hears of every step of this process."""
+
+    def begin(self, cell: Cell) -> Callable[[], None]:
+        """A step starts; the answer is called when its artefact is published."""
+        ...
+
+    def progress(self, message: str, done: int | None, total: int | None) -> None:
+        """A step goes on."""
+
+
+LISTENERS: list[Listener] = []
+"""The command line adds its display."""
+
+LOG_SECONDS = 5.0
+PREVIEW_ROWS = 5
+PREVIEW_CHARACTERS = 160
+
+
+class Step:
+    """One asset partition being made.
+
+    Attributes:
+        cell: What is being made.
+        draft: Folder for its files; it becomes the artefact on `finish`.
+        work: Folder that survives a crash, for work that a second try goes on with.
+    """
+
+    def __init__(
+        self, context: dg.AssetExecutionContext, study: Study, cell: Cell, draft: Path
+    ) -> None:
+        self.context = context
+        self.study = study
+        self.cell = cell
+        self.draft = draft
+        self.config = study.plan.config(cell)
+        self.inputs, missing = study.plan.input_versions(cell)
+        if missing and cell.parts:
+            raise MissingArtefact(
+                f"{cell} is made from {', '.join(map(str, missing))}, which "
+                f"{'is' if len(missing) == 1 else 'are'} not there yet. Materialise "
+                f"{'it' if len(missing) == 1 else 'them'} first, or run `kinject run`."
+            )
+        self.fingerprint = fingerprint(CODE_VERSIONS[cell.asset], self.config, self.inputs)
+        self.work = study.store.work(cell, self.fingerprint)
+        self._began = datetime.now(UTC)
+        self._last_log = time.monotonic()
+
+    def report(self, message: str, done: int | None = None, total: int | None = None) -> None:
+        """Tells listeners at once, and the run's log every few seconds."""
+        for listener in LISTENERS:
+            listener.progress(message, done, total)
+        ended = total is not None and done == total
+        if ended or time.monotonic() - self._last_log >= LOG_SECONDS:
+            self._last_log = time.monotonic()
+            amount = "" if total is None else f" {done}/{total}"
+            self.context.log.info("%s:%s %s", self.cell, amount, message)
+
+    def upstream(self, asset: str) -> Cell:
+        """The cell of another asset of this corpus."""
+        return Cell(asset, self.cell.parts[:1])
+
+    def rows(self, asset: str, row_type: type[Row], name: str | None = None) -> list[Row]:
+        """Rows of another asset of this corpus."""
+        return self.study.store.rows(self.upstream(asset), name or asset, row_type)
+
+    def previous_rows(self, name: str, row_type: type[Row]) -> list[Row]:
+        """Rows of the version that this one will replace; none if there is none."""
+        if self.study.store.manifest(self.cell) is None:
+            return []
+        return self.study.store.rows(self.cell, name, row_type)
+
+    def write(self, name: str, rows: Sequence[Any], row_type: type) -> None:
+        """Writes rows as a Parquet file of the artefact."""
+        write_rows(self.draft / f"{name}.parquet", rows, row_type)
+
+    def finish(
+        self,
+        logical_version: str,
+        *,
+        rows: Sequence[Any] | None = None,
+        row_type: type | None = None,
+        counts: Mapping[str, Any] | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        checks: Sequence[dg.AssetCheckResult] = (),
+        libraries: Sequence[str] = (),
+        seeds: Mapping[str, int] | None = None,
+    ) -> dg.MaterializeResult:
+        """Publishes the artefact and tells Dagster what it is."""
+        key = self.context.partition_key if self.context.has_partition_key else ""
+        manifest = self.study.store.publish(
+            self.cell,
+            self.draft,
+            partition=str(key),
+            logical_version=logical_version,
+            fingerprint=self.fingerprint,
+            code_version=CODE_VERSIONS[self.cell.asset],
+            inputs=self.inputs,
+            config=self.config,
+            started_at=self._began,
+            run_id=self.context.run_id,
+            libraries=library_versions(*libraries),
+            seeds=seeds,
+            counts=counts,
+        )
+        shown: dict[str, Any] = {
+            key: value
+            for key, value in (counts or {}).items()
+            if isinstance(value, int | float | str)
+        }
+        shown["seconds"] = round((datetime.now(UTC) - self._began).total_seconds(), 2)
+        shown["dagster/uri"] = str(self.study.store.folder(self.cell))
+        shown["bytes"] = sum(file["bytes"] for file in manifest.files.values())
+        if rows is not None and row_type is not None:
+            shown["dagster/row_count"] = len(rows)
+            shown["dagster/column_schema"] = column_schema(row_type)
+            if rows:
+                shown["preview"] = preview(rows)
+        shown.update(metadata or {})
+        return dg.MaterializeResult(
+            data_version=dg.DataVersion(logical_version), metadata=shown, check_results=checks
+        )
+
+
+@contextmanager
+def making(context: dg.AssetExecutionContext, study: Study) -> Iterator[Step]:
+    """The frame of an asset body.
+
+    Raises:
+        dagster.Failure: With the message of any `KinjectError` of the body.
+    """
+    key = context.partition_key if context.has_partition_key else None
+    cell = Cell(context.asset_key.to_user_string(), cell_parts(key))
+    try:
+        study.plan.require(cell)
+        ends = [listener.begin(cell) for listener in LISTENERS]
+        with study.store.draft(cell) as draft:
+            yield Step(context, study, cell, draft)
+        for end in ends:
+            end()
+    except KinjectError as error:
+        raise dg.Failure(description=str(error), allow_retries=False) from error
+
+
+def column_schema(row_type: type) -> dg.TableSchema:
+    """Columns of a row class as Dagster shows them."""
+    return dg.TableSchema(
+        columns=[
+            dg.TableColumn(field.name, str(field.type)) for field in arrow_schema(row_type)
+        ]
+    )
+
+
+def preview(rows: Sequence[Any]) -> dg.MarkdownMetadataValue:
+    """The first rows as a Markdown table; long cells are cut, and nothing in them is markup."""
+    names = [field.name for field in fields(rows[0])]
+    lines = ["| " + " | ".join(names) + " |", "|" + " --- |" * len(names)]
+    for row in rows[:PREVIEW_ROWS]:
+        cells = [_plain(value) for value in asdict(row).values()]
+        lines.append("| " + " | ".join(cells) + " |")
+    return dg.MetadataValue.md("\n".join(lines))
+
+
+def _plain(value: Any) -> str:
+    text = " ".join(str(value).split())
+    if len(text) > PREVIEW_CHARACTERS:
+        text = text[: PREVIEW_CHARACTERS - 1] + "…"
+    for mark in "\\`*_{}[]()#+!|<>":
+        text = text.replace(mark, f"\\{mark}" if mark not in "<>" else f"&#{ord(mark)};")
+    return text
+
+
+def image(markdown: str) -> dg.MarkdownMetadataValue:
+    """A plot as metadata."""
+    return dg.MetadataValue.md(markdown)
+
+
+def check(
+    name: str, passed: bool, message: str, *, warn: bool = False, **values: Any
+) -> dg.AssetCheckResult:
+    """Result of one of an asset's checks, with what to do in its message."""
+    return dg.AssetCheckResult(
+        check_name=name,
+        passed=passed,
+        severity=dg.AssetCheckSeverity.WARN if warn else dg.AssetCheckSeverity.ERROR,
+        description=message,
+        metadata=values,
+    )

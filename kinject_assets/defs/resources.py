@@ -1,0 +1,86 @@
+"""What assets work with: the profile, its lake, and the services that it names."""
+
+import os
+from functools import cache
+from pathlib import Path
+
+import dagster as dg
+
+from kinject_assets.config import Profile, Wiki, home, local_or_hub
+from kinject_assets.core.llm.client import LLMClient
+from kinject_assets.core.llm.ledger import Ledger
+from kinject_assets.core.plan import Plan
+from kinject_assets.core.progress import Report
+from kinject_assets.core.schema import Generation
+from kinject_assets.core.store import Store
+from kinject_assets.defs.partitions import PROFILE
+
+
+@cache
+def lab_url() -> str:
+    """Address of the lab's server: `$KINJECT_LAB_URL`, or one that this process starts and keeps.
+
+    The lab's world is a function of its seed, so that any two servers answer alike.
+    """
+    if given := os.environ.get("KINJECT_LAB_URL"):
+        return given
+    assert PROFILE.lab is not None, "the profile model refuses `lab` addresses without a lab"
+    from kinject_assets.lab.server import running
+
+    return _KEPT.setdefault("lab", running(PROFILE.lab)).__enter__()
+
+
+_KEPT: dict = {}
+
+
+class Study(dg.ConfigurableResource):
+    """The profile, its lake, and the services that it names."""
+
+    @property
+    def profile(self) -> Profile:
+        """The experiment."""
+        return PROFILE
+
+    @property
+    def store(self) -> Store:
+        """The profile's lake."""
+        return Store(home(PROFILE))
+
+    @property
+    def database(self) -> Path:
+        """The results, as one DuckDB file."""
+        return self.store.root / "results.duckdb"
+
+    @property
+    def plan(self) -> Plan:
+        """The cells that the profile asks for."""
+        return Plan(PROFILE, self.store)
+
+    @property
+    def ledger(self) -> Ledger:
+        """Every request that was ever sent to the language model service."""
+        return Ledger(self.store.lake / "llm_ledger")
+
+    def generations(self) -> list[Generation]:
+        """The ledger's requests with what they cost."""
+        return self.ledger.generations(PROFILE.llm.prices)
+
+    def wikis(self) -> dict[str, Wiki]:
+        """The profile's wikis with real addresses."""
+        return {
+            name: wiki.model_copy(update={"api_url": f"{lab_url()}/w/api.php"})
+            if wiki.api_url == "lab"
+            else wiki
+            for name, wiki in PROFILE.wikis.items()
+        }
+
+    def llm(self, report: Report) -> LLMClient:
+        """The one client for questions and paraphrases."""
+        base_url = PROFILE.llm.base_url or os.environ.get("OPENAI_BASE_URL")
+        if base_url == "lab":
+            base_url = f"{lab_url()}/v1"
+        return LLMClient(PROFILE.llm, base_url=base_url, ledger=self.ledger, report=report)
+
+    def located(self, name: str) -> str:
+        """Folder or hub id of a model, encoder or tokenizer that the profile names."""
+        return local_or_hub(PROFILE, name)

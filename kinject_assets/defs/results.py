@@ -1,0 +1,99 @@
+"""From answers to a database, verdicts on the study's claims, and a report."""
+
+import json
+import shutil
+
+import dagster as dg
+
+from kinject_assets.core.manifest import content_hash
+from kinject_assets.core.plan import CODE_VERSIONS
+from kinject_assets.core.report.html import write_report
+from kinject_assets.core.report.plots import markdown_image, table_bars
+from kinject_assets.core.results.loader import build_database
+from kinject_assets.core.results.tables import format_tables, query
+from kinject_assets.core.statistics.claims import self_test
+from kinject_assets.defs import checks
+from kinject_assets.defs.io import image, making
+from kinject_assets.defs.partitions import REFERENCES
+from kinject_assets.defs.policy import OWNERS, RESULTS_GROUP
+from kinject_assets.defs.resources import Study
+from kinject_assets.defs.scores import answers_base, answers_ft, answers_ft_rag, answers_rag
+
+
+@dg.asset(
+    deps=[answers_base, answers_rag, answers_ft, answers_ft_rag],
+    group_name=RESULTS_GROUP,
+    kinds={"duckdb", "sql"},
+    owners=OWNERS,
+    code_version=CODE_VERSIONS["results"],
+    check_specs=checks.specs("results"),
+    pool="duckdb",
+)
+def results(context: dg.AssetExecutionContext, study: Study) -> dg.MaterializeResult:
+    """Everything that is in the lake as one DuckDB file, with scores, intervals and comparisons.
+
+    A pure function of the lake: a new file is built beside the old one and takes its place, so that
+    readers never wait. Answers that are not there yet are left out; materialise again to add them.
+    """
+    with making(context, study) as step:
+        counts = build_database(
+            study.store, study.profile, generations=study.generations(), report=step.report
+        )
+        (step.draft / "summary.json").write_text(json.dumps(counts, indent=2) + "\n")
+        database = study.database
+        return step.finish(
+            content_hash(step.inputs, counts),
+            counts={f"rows_{table}": n for table, n in counts.items()},
+            metadata={
+                "tables": dg.MetadataValue.md(format_tables(database, "markdown")),
+                "database": dg.MetadataValue.path(database),
+                "plot": image(markdown_image(table_bars(database))),
+            },
+            checks=checks.results(counts),
+            libraries=("duckdb", "statsmodels", "scipy"),
+        )
+
+
+@dg.asset(
+    deps=[results],
+    group_name=RESULTS_GROUP,
+    kinds={"python"},
+    owners=OWNERS,
+    code_version=CODE_VERSIONS["claims"],
+    check_specs=checks.specs("claims"),
+)
+def claims(context: dg.AssetExecutionContext, study: Study) -> dg.MaterializeResult:
+    """Each claim of the study with its verdict on these results, and the evidence."""
+    with making(context, study) as step:
+        statement = "SELECT claim, statement, verdict, evidence FROM claims ORDER BY claim"
+        rows = json.loads(query(study.database, statement, "json"))
+        (step.draft / "claims.json").write_text(json.dumps(rows, indent=2) + "\n")
+        problems = self_test(REFERENCES)
+        return step.finish(
+            content_hash(rows),
+            counts={"claims": len(rows)},
+            metadata={"verdicts": dg.MetadataValue.md(query(study.database, statement, "markdown"))},
+            checks=checks.claims(problems),
+        )
+
+
+@dg.asset(
+    deps=[results, claims],
+    group_name=RESULTS_GROUP,
+    kinds={"html"},
+    owners=OWNERS,
+    code_version=CODE_VERSIONS["report"],
+    check_specs=checks.specs("report"),
+)
+def report(context: dg.AssetExecutionContext, study: Study) -> dg.MaterializeResult:
+    """One HTML file that opens offline: verdict, both tables, comparisons, plots, provenance."""
+    with making(context, study) as step:
+        path = step.draft / "report.html"
+        write_report(study.database, study.profile, path)
+        shutil.copyfile(path, study.store.root / "report.html")
+        return step.finish(
+            content_hash(step.inputs),
+            metadata={"report": dg.MetadataValue.path(study.store.root / "report.html")},
+            checks=checks.report(path),
+            libraries=("matplotlib", "jinja2"),
+        )

@@ -1,0 +1,75 @@
+"""Progress of a run in the terminal: live bars for people, plain lines for pipes and logs."""
+
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
+
+
+class TerminalDisplay:
+    """Shows a drive on stderr.
+
+    Args:
+        total: Cells that the drive may make.
+        console: Where to; its `is_terminal` decides between live bars and plain lines.
+    """
+
+    def __init__(self, total: int, console: Console) -> None:
+        self._console = console
+        self._total = total
+        self._count = 0
+        self._plain = not console.is_terminal
+        self._progress = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=console,
+            transient=True,
+            disable=self._plain,
+        )
+        self._all = self._progress.add_task("all artefacts", total=total)
+        self._now = self._progress.add_task("", total=None, visible=False)
+        self._said = time.monotonic()
+
+    def __enter__(self) -> "TerminalDisplay":
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._progress.stop()
+
+    def begin(self, cell: str) -> None:
+        """A cell is being made."""
+        self._progress.update(self._now, description=cell, completed=0, total=None, visible=True)
+
+    def progress(self, message: str, done: int | None, total: int | None) -> None:
+        """Work on the current cell goes on."""
+        self._progress.update(self._now, completed=done or 0, total=total)
+
+    def end(self, cell: str, seconds: float) -> None:
+        """A cell was made."""
+        self._count += 1
+        self._progress.update(self._all, completed=self._count)
+        self._line(f"[{self._count}/{self._total}] {cell}  {seconds:.1f} s")
+
+    def fail(self, cell: str, message: str) -> None:
+        """A cell could not be made."""
+        self._line(f"FAILED {cell}: {message}")
+
+    def _line(self, text: str) -> None:
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,121 @@
+"""The plan: what a grid asks for, from what each cell is made, and what makes it stale."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from kinject_assets.config import Profile, load_profile
+from kinject_assets.core.manifest import fingerprint
+from kinject_assets.core.plan import CODE_VERSIONS, NotAsked, Plan
+from kinject_assets.core.store import Cell, Store
+
+
+def plan(root: Path, **changes: object) -> Plan:
+    profile = Profile(
+        **{
+            "name": "mine",
+            "corpora": {
+                "docs": {"source": {"kind": "files", "folder": "texts"}},
+                "more": {"source": {"kind": "files", "folder": "more"}},
+            },
+            "models": {"small": {"source": "a"}, "large": {"source": "b"}},
+            "recipes": {"full.p00": None, "full.p02": None, "full.r02": None},
+            "grid": [
+                {
+                    "corpora": ["docs"],
+                    "models": ["small"],
+                    "recipes": ["full.r02", "full.p00", "full.p02"],
+                },
+                {"corpora": ["more"], "models": ["large"], "methods": ["base"]},
+            ],
+            **changes,
+        }  # pyright: ignore[reportArgumentType]
+    )
+    return Plan(profile, Store(root))
+
+
+def make(grid: Plan, cell: Cell, version: str = "v", **counts: object) -> None:
+    """Publishes an artefact with the fingerprint that it would get now."""
+    inputs, _ = grid.input_versions(cell)
+    with grid.store.draft(cell) as draft:
+        (draft / "a.json").write_text("{}")
+        grid.store.publish(
+            cell,
+            draft,
+            partition="/".join(cell.parts),
+            logical_version=version,
+            fingerprint=fingerprint(CODE_VERSIONS[cell.asset], grid.config(cell), inputs),
+            code_version=CODE_VERSIONS[cell.asset],
+            inputs=inputs,
+            config=grid.config(cell),
+            started_at=datetime.now(UTC),
+            counts=counts,
+        )
+
+
+def test_the_grid_asks_for_its_cells_and_no_others(tmp_path: Path) -> None:
+    cells = {str(cell) for cell in plan(tmp_path).cells}
+    assert "checkpoint/docs/small.full.p02" in cells
+    assert "answers_base/more/large" in cells
+    assert not any(name.startswith(("embeddings/more", "paraphrases/more")) for name in cells)
+    assert "answers_base/docs/large" not in cells
+
+
+def test_inputs_come_before_what_is_made_from_them(tmp_path: Path) -> None:
+    for grid in (plan(tmp_path), Plan(load_profile("lab"), Store(tmp_path))):
+        seen: set[Cell] = set()
+        for cell in grid.cells:
+            assert {upstream for upstream, _ in grid.inputs(cell)} <= seen, cell
+            seen.add(cell)
+
+
+def test_a_cell_that_was_not_asked_for_is_refused_with_the_line(tmp_path: Path) -> None:
+    with pytest.raises(NotAsked) as caught:
+        plan(tmp_path).require(Cell("checkpoint", ("docs", "large.full.p00")))
+    assert "corpora: [docs]" in str(caught.value)
+    assert "models: [large]" in str(caught.value)
+    assert "recipes: [full.p00]" in str(caught.value)
+
+
+def test_states_follow_content(tmp_path: Path) -> None:
+    grid = plan(tmp_path)
+    articles, chunks = Cell("articles", ("docs",)), Cell("chunks", ("docs",))
+    assert grid.state(chunks) == "missing"
+    make(grid, articles)
+    make(grid, chunks)
+    assert grid.state(chunks) == "complete"
+    make(grid, articles, version="v")
+    assert grid.state(chunks) == "complete", "the same content again changes nothing"
+    make(grid, articles, version="w")
+    assert grid.state(chunks) == "stale"
+
+
+def test_configuration_makes_stale_only_what_it_decides(tmp_path: Path) -> None:
+    grid = plan(tmp_path)
+    articles, chunks = Cell("articles", ("docs",)), Cell("chunks", ("docs",))
+    make(grid, articles)
+    make(grid, chunks)
+    changed = plan(tmp_path, chunking={"max_tokens": 99})
+    assert (changed.state(articles), changed.state(chunks)) == ("complete", "stale")
+    faster = plan(tmp_path, llm={"concurrency": 2}, scoring={"batch_size": 1})
+    assert faster.state(chunks) == "complete"
+
+
+def test_another_paraphrase_does_not_make_a_smaller_recipe_stale(tmp_path: Path) -> None:
+    grid = plan(tmp_path)
+    for asset in ("articles", "chunks", "validation_paraphrases"):
+        make(grid, Cell(asset, ("docs",)))
+    paraphrases = Cell("paraphrases", ("docs",))
+    make(grid, paraphrases, version="two", prefixes={"p01": "a", "p02": "b"})
+    checkpoint = Cell("checkpoint", ("docs", "small.full.p02"))
+    make(grid, checkpoint)
+    make(grid, paraphrases, version="three", prefixes={"p01": "a", "p02": "b", "p03": "c"})
+    assert grid.state(checkpoint) == "complete"
+    make(grid, paraphrases, version="other", prefixes={"p01": "a", "p02": "x", "p03": "c"})
+    assert grid.state(checkpoint) == "stale"
+
+
+def test_results_can_be_made_from_what_is_there(tmp_path: Path) -> None:
+    grid = plan(tmp_path)
+    assert grid.input_versions(Cell("results"))[0] == {}

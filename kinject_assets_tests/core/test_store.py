@@ -1,0 +1,124 @@
+"""The lake: artefacts appear whole or not at all, and broken ones are named."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from kinject_assets.core.errors import BrokenArtefact, MissingArtefact
+from kinject_assets.core.manifest import Manifest, content_hash
+from kinject_assets.core.schema import Exclusion, Trial, arrow_schema, logical_version
+from kinject_assets.core.schema import Paraphrase
+from kinject_assets.core.store import Cell, Store, read_rows, write_rows
+
+CELL = Cell("articles", ("rivers",))
+
+
+def publish(store: Store, titles: list[str], version: str = "1") -> Manifest:
+    with store.draft(CELL) as draft:
+        rows = [Exclusion(title=title, reason="blank") for title in titles]
+        write_rows(draft / "exclusions.parquet", rows, Exclusion)
+        return store.publish(
+            CELL,
+            draft,
+            partition="rivers",
+            logical_version=version,
+            fingerprint="f",
+            code_version="1",
+            inputs={},
+            config={},
+            started_at=datetime.now(UTC),
+        )
+
+
+def test_publish_and_read_back(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    publish(store, ["a", "b"])
+    assert [row.title for row in store.rows(CELL, "exclusions", Exclusion)] == ["a", "b"]
+    assert [cell for cell, _ in store.published()] == [CELL]
+    assert store.input_version("articles/rivers") == "1"
+
+
+def test_a_new_version_replaces_the_old_one_whole(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    publish(store, ["a"])
+    publish(store, ["b"], version="2")
+    assert [row.title for row in store.rows(CELL, "exclusions", Exclusion)] == ["b"]
+    assert len(list(store.folder(CELL).glob("v*"))) == 1
+
+
+def test_a_draft_that_is_not_published_leaves_the_old_version(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    publish(store, ["a"])
+    with pytest.raises(ZeroDivisionError), store.draft(CELL) as draft:
+        write_rows(draft / "exclusions.parquet", [], Exclusion)
+        raise ZeroDivisionError
+    assert [row.title for row in store.rows(CELL, "exclusions", Exclusion)] == ["a"]
+    assert len(list(store.folder(CELL).glob("v*"))) == 1
+
+
+def test_a_torn_draft_of_a_killed_process_is_swept(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    publish(store, ["a"])
+    (store.folder(CELL) / "v0123456789ab").mkdir()
+    store.sweep(CELL)
+    assert len(list(store.folder(CELL).glob("v*"))) == 1
+
+
+def test_missing_and_broken_artefacts_say_what_to_do(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    with pytest.raises(MissingArtefact, match="articles/rivers has not been made yet"):
+        store.rows(CELL, "exclusions", Exclusion)
+    publish(store, ["a"])
+    path = store.path(CELL, "exclusions.parquet")
+    path.write_bytes(path.read_bytes()[:40])
+    with pytest.raises(BrokenArtefact, match=r"not a readable Parquet file.*Delete the folder"):
+        store.rows(CELL, "exclusions", Exclusion)
+    path.unlink()
+    with pytest.raises(BrokenArtefact, match="is gone"):
+        store.path(CELL, "exclusions.parquet")
+
+
+def test_a_torn_manifest_is_named(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    publish(store, ["a"])
+    (store.folder(CELL) / "manifest.json").write_text("{")
+    with pytest.raises(BrokenArtefact, match=r"manifest\.json: not a manifest"):
+        store.manifest(CELL)
+
+
+def test_rows_of_another_class_are_refused(tmp_path: Path) -> None:
+    write_rows(tmp_path / "rows.parquet", [Exclusion(title="a", reason="b")], Exclusion)
+    with pytest.raises(BrokenArtefact, match="columns are"):
+        read_rows(tmp_path / "rows.parquet", Trial)
+
+
+def test_optional_columns_are_nullable() -> None:
+    schema = arrow_schema(Trial)
+    assert schema.field("validation_loss").nullable
+    assert not schema.field("training_loss").nullable
+
+
+def test_content_hash_ignores_key_order_but_not_values() -> None:
+    assert content_hash({"a": 1, "b": 2.0}) == content_hash({"b": 2, "a": 1.0})
+    assert content_hash({"a": 1}) != content_hash({"a": "1"})
+
+
+def test_logical_version_covers_meaning_alone() -> None:
+    def row(**changes: object) -> Paraphrase:
+        fields = {
+            "paraphrase_id": "p",
+            "chunk_id": "c",
+            "purpose": "train",
+            "ordinal": 0,
+            "seed": 1,
+            "generator": "g",
+            "generation_id": "1",
+            "text": "t",
+        }
+        return Paraphrase(**{**fields, **changes})  # pyright: ignore[reportArgumentType]
+
+    first, second = row(), row(paraphrase_id="q", ordinal=1)
+    assert logical_version([first, second]) == logical_version([second, first])
+    assert logical_version([first]) == logical_version([row(generation_id="2")])
+    assert logical_version([first]) != logical_version([row(ordinal=2)])

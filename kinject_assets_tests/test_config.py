@@ -1,0 +1,110 @@
+"""Profiles: the shipped ones load, and a wrong field is answered with file, field and mend."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from kinject_assets.config import PROFILES, Profile, RecipeSpec, load_profile, shipped
+from kinject_assets.core.errors import ProfileError
+
+MINIMAL = {
+    "name": "mine",
+    "corpora": {"docs": {"source": {"kind": "files", "folder": "texts"}}},
+    "models": {"small": {"source": "some/model"}},
+    "grid": [{"corpora": ["docs"], "models": ["small"], "methods": ["base", "rag"]}],
+}
+
+
+def write(folder: Path, **changes: object) -> Path:
+    path = folder / "mine.yaml"
+    path.write_text(yaml.safe_dump({**MINIMAL, **changes}))
+    return path
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_shipped_profiles_load(name: str) -> None:
+    assert load_profile(name).path == PROFILES / f"{name}.yaml"
+
+
+def test_the_paper_profile_holds_the_studys_values() -> None:
+    paper = load_profile("paper")
+    assert [m.source for m in paper.models.values()] == [
+        "mistralai/Mistral-7B-v0.1",
+        "meta-llama/Llama-2-7b-hf",
+        "microsoft/Orca-2-7b",
+    ]
+    assert paper.retrieval.encoder.model == "BAAI/bge-large-en"
+    assert (paper.training.piece_tokens, paper.training.batch_pieces) == (256, 64)
+    assert paper.scoring.choice_format == "letter"
+    assert paper.augmentation.validation_chunks == 240
+
+
+def test_a_minimal_profile_loads(tmp_path: Path) -> None:
+    profile = load_profile(str(write(tmp_path)))
+    assert isinstance(profile, Profile)
+    assert profile.folder == tmp_path
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"modles": {}}, "modles: unknown field; did you mean `models`?"),
+        (
+            {"scoring": {"chioce_format": "text"}},
+            "scoring.chioce_format: unknown field; did you mean `choice_format`?",
+        ),
+        ({"scoring": {"choice_format": "word"}}, "scoring.choice_format: Input should be"),
+        ({"models": {}}, "models: Dictionary should have at least 1 item"),
+        (
+            {"grid": [{"corpora": ["dosc"], "models": ["small"]}]},
+            "grid[0].corpora: `dosc` is not defined; did you mean `docs`?",
+        ),
+        ({"recipes": {"full.p1": None}}, "recipe `full.p1` is not METHOD.pNN"),
+        ({"recipes": {"full.r10": None}}, "control of `full.p10`, which is not under `recipes`"),
+        (
+            {"corpora": {"docs": {"source": {"kind": "wiki", "categories": ["A"]}}}},
+            "contact: needed when a wiki is read",
+        ),
+        (
+            {"corpora": {"docs": {"source": {"kind": "wiki", "wiki": "wikipedia"}}}},
+            "one of `categories`, `titles` or `frozen` is needed",
+        ),
+        ({"clock": {"mode": "fixed"}}, "mode `fixed` needs `now`"),
+        ({"exams": {"per_chunk": 2, "keep": 3}}, "keep (3) is more than per_chunk (2)"),
+    ],
+)
+def test_wrong_fields_are_named_with_their_mend(
+    tmp_path: Path, changes: dict, expected: str
+) -> None:
+    path = write(tmp_path, **changes)
+    with pytest.raises(ProfileError) as caught:
+        load_profile(str(path))
+    assert str(path) in str(caught.value)
+    assert expected in str(caught.value)
+
+
+def test_unknown_profile_names_the_nearest() -> None:
+    with pytest.raises(ProfileError, match=r"no profile named `papr`; did you mean `paper`\?"):
+        load_profile("papr")
+
+
+def test_yaml_that_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "broken.yaml"
+    path.write_text("name: [")
+    with pytest.raises(ProfileError, match="not readable as YAML"):
+        load_profile(str(path))
+
+
+@pytest.mark.parametrize(
+    ("name", "n", "control_of", "seed"),
+    [
+        ("full.p00", 0, None, 0),
+        ("lora.p10", 10, None, 0),
+        ("full.r10", 10, "full.p10", 0),
+        ("full.r04.s2", 4, "full.p04.s2", 2),
+    ],
+)
+def test_recipe_names(name: str, n: int, control_of: str | None, seed: int) -> None:
+    spec = RecipeSpec.parse(name)
+    assert (spec.n_paraphrases, spec.control_of, spec.seed) == (n, control_of, seed)
