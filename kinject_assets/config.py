@@ -29,6 +29,9 @@ PROFILES = Path(__file__).parent / "profiles"
 Slug = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
 """A name that may become a partition key and a folder: lower-case letters, digits, `.`, `_`, `-`."""
 
+ModelName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
+"""A slug without dots: `MODEL.RECIPE` is a partition key."""
+
 MonthKey = Annotated[str, StringConstraints(pattern=r"^\d{4}-(0[1-9]|1[0-2])$")]
 
 RECIPE = re.compile(
@@ -46,9 +49,9 @@ class Clock(Settings):
     """What "now" is."""
 
     mode: Literal["wall", "fixed", "lab"] = Field(
-        "wall", description="wall: the computer's; fixed: `now` below; lab: the lab's own"
+        default="wall", description="wall: the computer's; fixed: `now` below; lab: the lab's own"
     )
-    now: datetime | None = Field(None, description="the fixed time, with its zone")
+    now: datetime | None = Field(default=None, description="the fixed time, with its zone")
 
     @model_validator(mode="after")
     def _fixed_needs_now(self) -> "Clock":
@@ -60,39 +63,46 @@ class Clock(Settings):
 class Lab(Settings):
     """The embedded lab: a synthetic world behind a loopback server."""
 
-    seed: int = Field(1, ge=0, description="seed of the world; another seed, another world")
-    first_month: MonthKey = Field("2031-01", description="first month with news")
-    months: int = Field(4, ge=1, le=36, description="months of news up to the lab's now")
-    events_per_month: int = Field(40, ge=1, le=300, description="new events each month")
-    things: int = Field(36, ge=4, le=200, description="pages of each topic")
+    seed: int = Field(default=1, ge=0, description="seed of the world; another seed, another world")
+    first_month: MonthKey = Field(default="2031-01", description="first month with news")
+    months: int = Field(default=4, ge=1, le=36, description="months of news up to the lab's now")
+    events_per_month: int = Field(default=40, ge=1, le=300, description="new events each month")
+    things: int = Field(default=36, ge=4, le=200, description="pages of each topic")
 
 
 class Wiki(Settings):
     """A MediaWiki to read from."""
 
     api_url: str = Field(
-        "https://en.wikipedia.org/w/api.php",
+        default="https://en.wikipedia.org/w/api.php",
         description="address of its api.php; `lab` is the embedded lab's",
     )
-    licence: str = Field("CC BY-SA 4.0", description="licence of its text, for attribution")
-    maxlag: int = Field(5, ge=0, description="seconds of lag at which the wiki may refuse us")
-    batch: int = Field(50, ge=1, le=500, description="pages a request")
-    listing: int = Field(500, ge=1, le=500, description="category members a request")
-    concurrency: int = Field(1, ge=1, le=4, description="requests at once")
-    timeout: float = Field(60.0, gt=0, description="seconds to wait for an answer")
-    attempts: int = Field(8, ge=1, le=20, description="tries of one request before giving up")
+    licence: str = Field(default="CC BY-SA 4.0", description="licence of its text, for attribution")
+    maxlag: int = Field(
+        default=5, ge=0, description="seconds of lag at which the wiki may refuse us"
+    )
+    batch: int = Field(default=50, ge=1, le=500, description="pages a request")
+    listing: int = Field(default=500, ge=1, le=500, description="category members a request")
+    concurrency: int = Field(default=1, ge=1, le=4, description="requests at once")
+    timeout: float = Field(default=60.0, gt=0, description="seconds to wait for an answer")
+    attempts: int = Field(
+        default=8, ge=1, le=20, description="tries of one request before giving up"
+    )
 
 
 class WikiPages(Settings):
     """Pages of a wiki by category or title."""
 
     kind: Literal["wiki"]
-    wiki: str = Field("wikipedia", description="a name under `wikis`")
-    categories: tuple[str, ...] = Field((), description="categories, without `Category:`")
-    depth: int = Field(1, ge=0, le=10, description="levels of sub-categories below them")
-    titles: tuple[str, ...] = Field((), description="page titles, beside or instead of categories")
+    wiki: str = Field(default="wikipedia", description="a name under `wikis`")
+    categories: tuple[str, ...] = Field(default=(), description="categories, without `Category:`")
+    depth: int = Field(default=1, ge=0, le=10, description="levels of sub-categories below them")
+    titles: tuple[str, ...] = Field(
+        default=(), description="page titles, beside or instead of categories"
+    )
     frozen: Path | None = Field(
-        None, description="a frozen.jsonl of page and revision ids to read in place of a listing"
+        default=None,
+        description="a frozen.jsonl of page and revision ids to read in place of a listing",
     )
 
     @model_validator(mode="after")
@@ -106,17 +116,17 @@ class WikiEvents(Settings):
     """Current events: one category a month."""
 
     kind: Literal["events"]
-    wiki: str = Field("wikipedia", description="a name under `wikis`")
+    wiki: str = Field(default="wikipedia", description="a name under `wikis`")
     categories: tuple[str, ...] = Field(
-        ("{month_name} {year} events in the United States",),
+        default=("{month_name} {year} events in the United States",),
         min_length=1,
         description="category of a month; {year}, {month} (01..12) and {month_name} are filled in",
     )
-    depth: int = Field(1, ge=0, le=10, description="levels of sub-categories below them")
+    depth: int = Field(default=1, ge=0, le=10, description="levels of sub-categories below them")
     until: Literal["now"] | MonthKey = Field(
-        "now", description="last month; `now` makes the corpus a rolling window"
+        default="now", description="last month; `now` makes the corpus a rolling window"
     )
-    window_months: int = Field(4, ge=1, le=60, description="months, the last one included")
+    window_months: int = Field(default=4, ge=1, le=60, description="months, the last one included")
 
 
 class Files(Settings):
@@ -125,10 +135,10 @@ class Files(Settings):
     kind: Literal["files"]
     folder: Path = Field(description="folder, relative to the profile's file")
     patterns: tuple[str, ...] = Field(
-        ("**/*.txt", "**/*.md", "**/*.html", "**/*.htm", "**/*.pdf", "**/*.jsonl"),
+        default=("**/*.txt", "**/*.md", "**/*.html", "**/*.htm", "**/*.pdf", "**/*.jsonl"),
         description="which files, as glob patterns below the folder",
     )
-    licence: str = Field("not stated", description="licence of the texts, for attribution")
+    licence: str = Field(default="not stated", description="licence of the texts, for attribution")
 
 
 class MMLUExam(Settings):
@@ -137,7 +147,7 @@ class MMLUExam(Settings):
     kind: Literal["mmlu"]
     subject: str = Field(description="e.g. anatomy")
     folder: Path | None = Field(
-        None,
+        default=None,
         description="folder with {dev,val,test}/SUBJECT_{split}.csv, .jsonl or .parquet; "
         "without it `cais/mmlu` is loaded from the Hugging Face hub",
     )
@@ -152,25 +162,26 @@ class GeneratedExam(Settings):
 class Corpus(Settings):
     """A body of text and its exam."""
 
-    title: str = Field("", description="name for people")
+    title: str = Field(default="", description="name for people")
     source: WikiPages | WikiEvents | Files = Field(discriminator="kind")
     exam: MMLUExam | GeneratedExam = Field(
         default=GeneratedExam(kind="generated"), discriminator="kind"
     )
     table: Literal[1, 2] = Field(
-        2, description="which of the study's tables: 1 known topics, 2 new facts"
+        default=2, description="which of the study's tables: 1 known topics, 2 new facts"
     )
     new_facts_since: date | None = Field(
-        None, description="date of the oldest fact, held against each model's knowledge cut-off"
+        default=None,
+        description="date of the oldest fact, held against each model's knowledge cut-off",
     )
 
 
 class Cleaning(Settings):
     """How wikitext becomes plain text."""
 
-    keep_tables: bool = Field(False, description="keep tables and infoboxes as text")
+    keep_tables: bool = Field(default=False, description="keep tables and infoboxes as text")
     drop_sections: tuple[str, ...] = Field(
-        (
+        default=(
             "See also",
             "References",
             "External links",
@@ -189,46 +200,49 @@ class Chunking(Settings):
     """How articles become chunks."""
 
     tokenizer: str = Field(
-        "words",
+        default="words",
         description="what counts tokens: `words`, or a tokenizer: folder, hub id or `lab:NAME`",
     )
-    max_tokens: int = Field(256, ge=8, le=8192, description="longest chunk")
-    min_tokens: int = Field(40, ge=1, description="shorter chunks are not asked about")
+    max_tokens: int = Field(default=256, ge=8, le=8192, description="longest chunk")
+    min_tokens: int = Field(default=40, ge=1, description="shorter chunks are not asked about")
 
 
 class LLM(Settings):
     """The service that writes questions and paraphrases. The key is read from OPENAI_API_KEY."""
 
-    model: str = Field("gpt-4o-2024-08-06", description="model name of the service")
+    model: str = Field(default="gpt-4o-2024-08-06", description="model name of the service")
     base_url: str | None = Field(
-        None, description="address; default OPENAI_BASE_URL, then OpenAI; `lab` is the lab's"
+        default=None,
+        description="address; default OPENAI_BASE_URL, then OpenAI; `lab` is the lab's",
     )
     structure: Literal["json_schema", "json_object", "prompt"] = Field(
-        "json_schema", description="how structured answers are asked for; all are validated"
+        default="json_schema", description="how structured answers are asked for; all are validated"
     )
-    temperature: float = Field(1.0, ge=0, le=2)
-    max_output_tokens: int = Field(1500, ge=16)
-    concurrency: int = Field(8, ge=1, le=256, description="requests at once")
-    timeout: float = Field(120.0, gt=0, description="seconds to wait for an answer")
-    attempts: int = Field(5, ge=1, le=20, description="tries of one request before giving up")
+    temperature: float = Field(default=1.0, ge=0, le=2)
+    max_output_tokens: int = Field(default=1500, ge=16)
+    concurrency: int = Field(default=8, ge=1, le=256, description="requests at once")
+    timeout: float = Field(default=120.0, gt=0, description="seconds to wait for an answer")
+    attempts: int = Field(
+        default=5, ge=1, le=20, description="tries of one request before giving up"
+    )
     budget_usd: float | None = Field(
-        None, ge=0, description="stop before this sum is crossed; none: no limit"
+        default=None, ge=0, description="stop before this sum is crossed; none: no limit"
     )
     prices: dict[str, tuple[float, float]] = Field(
-        {}, description="model -> USD per million input and output tokens; over our table"
+        default={}, description="model -> USD per million input and output tokens; over our table"
     )
 
 
 class Exams(Settings):
     """How exams are written."""
 
-    per_chunk: int = Field(4, ge=1, le=12, description="questions asked for per chunk")
-    keep: int = Field(2, ge=1, le=12, description="questions kept by the second request")
-    options: int = Field(4, ge=2, le=8, description="options per question")
+    per_chunk: int = Field(default=4, ge=1, le=12, description="questions asked for per chunk")
+    keep: int = Field(default=2, ge=1, le=12, description="questions kept by the second request")
+    options: int = Field(default=4, ge=2, le=8, description="options per question")
     shots_share: float = Field(
-        0.05, ge=0, lt=0.5, description="share of articles set aside for few-shot examples"
+        default=0.05, ge=0, lt=0.5, description="share of articles set aside for few-shot examples"
     )
-    seed: int = Field(0, description="shuffles options and splits articles")
+    seed: int = Field(default=0, description="shuffles options and splits articles")
 
     @model_validator(mode="after")
     def _keep_fits(self) -> "Exams":
@@ -240,72 +254,76 @@ class Exams(Settings):
 class Augmentation(Settings):
     """How paraphrases are written."""
 
-    attempts: int = Field(4, ge=1, le=10, description="requests per paraphrase before giving up")
-    validation_chunks: int = Field(240, ge=1, description="chunks with validation paraphrases")
-    validation_per_chunk: int = Field(2, ge=1, description="validation paraphrases of each")
-    near_duplicate: float = Field(
-        0.9, gt=0, le=1, description="similarity from which a paraphrase counts as a copy"
+    attempts: int = Field(
+        default=4, ge=1, le=10, description="requests per paraphrase before giving up"
     )
-    seed: int = Field(0, description="draws validation chunks; base of request seeds")
+    validation_chunks: int = Field(
+        default=240, ge=1, description="chunks with validation paraphrases"
+    )
+    validation_per_chunk: int = Field(default=2, ge=1, description="validation paraphrases of each")
+    near_duplicate: float = Field(
+        default=0.9, gt=0, le=1, description="similarity from which a paraphrase counts as a copy"
+    )
+    seed: int = Field(default=0, description="draws validation chunks; base of request seeds")
 
 
 class Encoder(Settings):
     """What turns text into vectors."""
 
-    model: str = Field("BAAI/bge-large-en", description="hub id, folder, or `lab:NAME`")
-    revision: str | None = Field(None, description="revision of a hub id")
-    query_prefix: str = Field("", description="instruction in front of each query")
-    batch_size: int = Field(64, ge=1)
+    model: str = Field(default="BAAI/bge-large-en", description="hub id, folder, or `lab:NAME`")
+    revision: str | None = Field(default=None, description="revision of a hub id")
+    query_prefix: str = Field(default="", description="instruction in front of each query")
+    batch_size: int = Field(default=64, ge=1)
 
 
 class Retrieval(Settings):
     """How chunks are found for a question."""
 
     encoder: Encoder = Encoder()
-    index: Literal["flat"] = Field("flat", description="flat: exact inner product")
+    index: Literal["flat"] = Field(default="flat", description="flat: exact inner product")
     query: Literal["question", "question_and_options"] = "question"
-    depth: int = Field(10, ge=1, le=1000, description="ranks kept per question")
+    depth: int = Field(default=10, ge=1, le=1000, description="ranks kept per question")
 
 
 class Model(Settings):
     """A language model under study."""
 
     source: str = Field(description="hub id, folder, or `lab:NAME`")
-    revision: str | None = Field(None, description="revision of a hub id")
+    revision: str | None = Field(default=None, description="revision of a hub id")
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     knowledge_cutoff: date | None = Field(
-        None, description="date of the newest text it was trained on"
+        default=None, description="date of the newest text it was trained on"
     )
 
 
 class Training(Settings):
     """How checkpoints are made. A recipe may override each of these."""
 
-    piece_tokens: int = Field(256, ge=8, description="tokens in a training piece")
-    epochs: int = Field(5, ge=1, le=1000, description="at most")
-    batch_pieces: int = Field(64, ge=1, description="pieces per optimiser step")
-    micro_batch: int = Field(8, ge=1, description="pieces per forward pass")
+    piece_tokens: int = Field(default=256, ge=8, description="tokens in a training piece")
+    epochs: int = Field(default=5, ge=1, le=1000, description="at most")
+    batch_pieces: int = Field(default=64, ge=1, description="pieces per optimiser step")
+    micro_batch: int = Field(default=8, ge=1, description="pieces per forward pass")
     learning_rates: tuple[float, ...] = Field(
-        (1e-6, 3e-6, 1e-5, 3e-5, 5e-5),
+        default=(1e-6, 3e-6, 1e-5, 3e-5, 5e-5),
         min_length=1,
         description="tried in turn; the lowest loss on validation paraphrases wins",
     )
-    warmup_share: float = Field(0.03, ge=0, le=1)
-    weight_decay: float = Field(0.0, ge=0)
-    lora_rank: int = Field(16, ge=1)
-    lora_alpha: int = Field(32, ge=1)
+    warmup_share: float = Field(default=0.03, ge=0, le=1)
+    weight_decay: float = Field(default=0.0, ge=0)
+    lora_rank: int = Field(default=16, ge=1)
+    lora_alpha: int = Field(default=32, ge=1)
     general_text: Path | Literal["lab"] | None = Field(
-        None, description="text file whose perplexity before and after training is measured"
+        default=None, description="text file whose perplexity before and after training is measured"
     )
 
 
 class RecipeOverrides(Settings):
     """What a recipe does otherwise than `training`."""
 
-    epochs: int | None = Field(None, ge=1, le=1000)
-    learning_rates: tuple[float, ...] | None = Field(None, min_length=1)
-    lora_rank: int | None = Field(None, ge=1)
-    lora_alpha: int | None = Field(None, ge=1)
+    epochs: int | None = Field(default=None, ge=1, le=1000)
+    learning_rates: tuple[float, ...] | None = Field(default=None, min_length=1)
+    lora_rank: int | None = Field(default=None, ge=1)
+    lora_alpha: int | None = Field(default=None, ge=1)
 
 
 class Cells(Settings):
@@ -314,20 +332,23 @@ class Cells(Settings):
     corpora: tuple[Slug, ...] = Field(min_length=1)
     models: tuple[Slug, ...] = Field(min_length=1)
     methods: tuple[Literal["base", "rag", "ft", "ft_rag"], ...] = ("base", "rag", "ft", "ft_rag")
-    recipes: tuple[Slug, ...] = Field((), description="recipes trained for ft and ft_rag")
+    recipes: tuple[Slug, ...] = Field(default=(), description="recipes trained for ft and ft_rag")
 
 
 class Scoring(Settings):
     """How exams are answered."""
 
-    shots: tuple[int, ...] = Field((0, 5), min_length=1)
-    k: tuple[int, ...] = Field((1, 2, 3, 4, 5), min_length=1, description="chunks for rag, each")
-    choice_format: Literal["letter", "text"] = Field(
-        "letter", description="letter: options are shown, the letter is scored; text: option texts"
+    shots: tuple[int, ...] = Field(default=(0, 5), min_length=1)
+    k: tuple[int, ...] = Field(
+        default=(1, 2, 3, 4, 5), min_length=1, description="chunks for rag, each"
     )
-    batch_size: int = Field(16, ge=1)
-    device: str = Field("auto", description="auto, cpu, cuda, cuda:0, ...")
-    folds: int = Field(5, ge=2, le=50, description="folds of the cross-fitted choice of K")
+    choice_format: Literal["letter", "text"] = Field(
+        default="letter",
+        description="letter: options are shown, the letter is scored; text: option texts",
+    )
+    batch_size: int = Field(default=16, ge=1)
+    device: str = Field(default="auto", description="auto, cpu, cuda, cuda:0, ...")
+    folds: int = Field(default=5, ge=2, le=50, description="folds of the cross-fitted choice of K")
 
     @field_validator("k")
     @classmethod
@@ -380,10 +401,11 @@ class Profile(Settings):
     name: Slug = Field(description="also the folder below KINJECT_HOME")
     description: str = ""
     contact: str = Field(
-        "", description="e-mail or address in the User-Agent, as Wikimedia asks; needed for wikis"
+        default="",
+        description="e-mail or address in the User-Agent, as Wikimedia asks; needed for wikis",
     )
     clock: Clock = Clock()
-    lab: Lab | None = Field(None, description="the embedded lab, for profiles that use it")
+    lab: Lab | None = Field(default=None, description="the embedded lab, for profiles that use it")
     wikis: dict[Slug, Wiki] = {"wikipedia": Wiki()}
     corpora: dict[Slug, Corpus] = Field(min_length=1)
     cleaning: Cleaning = Cleaning()
@@ -392,17 +414,20 @@ class Profile(Settings):
     exams: Exams = Exams()
     augmentation: Augmentation = Augmentation()
     retrieval: Retrieval = Retrieval()
-    models: dict[Slug, Model] = Field(min_length=1)
+    models: dict[ModelName, Model] = Field(min_length=1)
     training: Training = Training()
     recipes: dict[Slug, RecipeOverrides | None] = Field(
-        {}, description="name (full.p00, lora.p10, full.r10, ...) -> overrides of `training`"
+        default={},
+        description="name (full.p00, lora.p10, full.r10, ...) -> overrides of `training`",
     )
     grid: tuple[Cells, ...] = Field(min_length=1, description="what is asked for")
     scoring: Scoring = Scoring()
     compute: Literal["inline", "local"] = Field(
-        "local", description="inline: in this process; local: a process per heavy step"
+        default="local", description="inline: in this process; local: a process per heavy step"
     )
-    path: Path | None = Field(None, exclude=True, description="file it was read from; set by us")
+    path: Path | None = Field(
+        default=None, exclude=True, description="file it was read from; set by us"
+    )
 
     @model_validator(mode="after")
     def _references(self) -> "Profile":
@@ -410,7 +435,9 @@ class Profile(Settings):
 
         def known(where: str, name: str, allowed: Any) -> None:
             if name not in allowed:
-                problems.append(f"{where}: `{name}` is not defined; {_nearest(name, list(allowed))}")
+                problems.append(
+                    f"{where}: `{name}` is not defined; {_nearest(name, list(allowed))}"
+                )
 
         for key, corpus in self.corpora.items():
             source = corpus.source
@@ -442,9 +469,7 @@ class Profile(Settings):
             ):
                 for name in getattr(cells, field):
                     known(f"grid[{index}].{field}", name, allowed)
-            controls = [
-                RecipeSpec.parse(r).control_of for r in cells.recipes if RECIPE.match(r)
-            ]
+            controls = [RecipeSpec.parse(r).control_of for r in cells.recipes if RECIPE.match(r)]
             for recipe in controls:
                 if recipe and recipe not in cells.recipes:
                     problems.append(
@@ -502,8 +527,10 @@ def profile_path(name: str) -> Path:
     if candidate.suffix in {".yaml", ".yml"} or candidate.is_file():
         if candidate.is_file():
             return candidate.absolute()
-        raise ProfileError(f"no profile at {candidate}. Write one with `kinject init FOLDER`, or "
-                           f"use one of: {', '.join(shipped())}")
+        raise ProfileError(
+            f"no profile at {candidate}. Write one with `kinject init FOLDER`, or "
+            f"use one of: {', '.join(shipped())}"
+        )
     path = PROFILES / f"{name}.yaml"
     if not path.is_file():
         raise ProfileError(f"no profile named `{name}`; {_nearest(name, shipped())}")
@@ -596,7 +623,5 @@ def explain(path: Path, error: ValidationError) -> str:
             given = problem["input"]
             shown = f" (given: {given!r})" if isinstance(given, str | int | float | bool) else ""
             text = f"{problem['msg']}{shown}"
-        lines += [
-            f"{path}: {where + ': ' if where else ''}{line}" for line in text.splitlines()
-        ]
+        lines += [f"{path}: {where + ': ' if where else ''}{line}" for line in text.splitlines()]
     return "\n".join(lines)

@@ -80,6 +80,7 @@ def _paraphrases(
             "chunks": len(chunk_rows),
             "wanted": per_chunk * len(chunk_rows),
             "rejected": len(rejections),
+            "given_up": written.given_up,
             "prefixes": _prefix_versions(rows, per_chunk),
         },
         metadata={"rejected_paraphrases": preview(rejections)} if rejections else {},

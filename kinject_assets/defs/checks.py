@@ -4,17 +4,27 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import dagster as dg
 
 from kinject_assets.config import Chunking
 from kinject_assets.core.lineage.audit import Audit
+from kinject_assets.core.retrieval.index import ChunkIndex
 from kinject_assets.core.schema import Answer, Article, Checkpoint, Chunk, Paraphrase, Question
 from kinject_assets.defs.io import check
 
-OUTSIDE = re.compile(r"""(?:src|href)=["'](?:https?:)?//[^"']+["'](?=[^>]*\bas=)|@import[^;]+|"""
-                     r"""<(?:script|img|link|iframe)[^>]+(?:src|href)=["'](?:https?:)?//[^"']+""")
+SAMPLE = 1000
+"""Vectors that are searched to check an index."""
+
+OUTSIDE = re.compile(
+    r"""(?:src|href)=["'](?:https?:)?//[^"']+["'](?=[^>]*\bas=)|@import[^;]+|"""
+    r"""<(?:script|img|link|iframe)[^>]+(?:src|href)=["'](?:https?:)?//[^"']+"""
+)
 """What a browser would fetch from elsewhere; plain links to articles are not fetched."""
+
+if TYPE_CHECKING:
+    import numpy as np
 
 CHECKS: dict[str, dict[str, str]] = {
     "articles": {
@@ -117,9 +127,7 @@ def questions(rows: Sequence[Question], shots: Sequence[int]) -> list[dg.AssetCh
     ]
 
 
-def paraphrases(
-    asset: str, rows: Sequence[Paraphrase], wanted: int
-) -> list[dg.AssetCheckResult]:
+def paraphrases(asset: str, rows: Sequence[Paraphrase], wanted: int) -> list[dg.AssetCheckResult]:
     """Checks of paraphrases."""
     missing = wanted - len(rows)
     return [
@@ -128,6 +136,52 @@ def paraphrases(
             missing == 0,
             f"{len(rows)} of {wanted} {asset}"
             + ("; see the rejections, or raise augmentation.attempts" if missing else ""),
+            warn=True,
+        )
+    ]
+
+
+def embeddings(vectors: "np.ndarray") -> list[dg.AssetCheckResult]:
+    """Checks of vectors."""
+    lengths = (vectors**2).sum(axis=1) ** 0.5
+    worst = float(abs(lengths - 1).max()) if len(lengths) else 0.0
+    return [
+        check(
+            "normalised",
+            worst < 1e-3,
+            f"lengths differ from 1 by at most {worst:.1e}"
+            + ("" if worst < 1e-3 else "; some chunk has no vector: is its text empty?"),
+        )
+    ]
+
+
+def faiss_index(index: ChunkIndex, vectors: "np.ndarray") -> list[dg.AssetCheckResult]:
+    """Checks of an index, on its first vectors."""
+    some = vectors[:SAMPLE]
+    scores, _ = index.index.search(some, 1)  # pyright: ignore[reportCallIssue]
+    own = (some**2).sum(axis=1)
+    good = bool((scores[:, 0] >= own - 1e-4).all())
+    return [
+        check(
+            "finds_itself",
+            good,
+            f"{len(some)} vectors searched"
+            + ("" if good else "; the index is not of these vectors: materialise embeddings again"),
+        )
+    ]
+
+
+def retrieved(recall: Mapping[str, float]) -> list[dg.AssetCheckResult]:
+    """Checks of retrieval."""
+    found = recall.get("recall_at_5")
+    if found is None:
+        return [check("recall", True, "not written from chunks: nothing to recall", warn=True)]
+    return [
+        check(
+            "recall",
+            found >= 0.5,
+            f"{found:.0%} of questions have their own chunk among the first 5"
+            + ("" if found >= 0.5 else "; try another encoder or smaller chunks"),
             warn=True,
         )
     ]

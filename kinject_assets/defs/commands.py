@@ -110,9 +110,7 @@ def _chosen(
     cells = list(plan.cells)
     if selection:
         try:
-            chosen = dg.AssetSelection.from_string(selection).resolve(
-                defs.resolve_asset_graph()
-            )
+            chosen = dg.AssetSelection.from_string(selection).resolve(defs.resolve_asset_graph())
         except dg.DagsterError as error:
             raise KinjectError(f"--select {selection!r}: {error}") from error
         names = {key.to_user_string() for key in chosen}
@@ -144,9 +142,7 @@ def _check_models(profile: Profile, cells: Sequence[Cell]) -> None:
 
 
 def _heavy(plan: Plan, cells: Sequence[Cell]) -> bool:
-    return any(
-        len(cell.parts) == 2 and plan.state(cell) != "complete" for cell in cells
-    )
+    return any(len(cell.parts) == 2 and plan.state(cell) != "complete" for cell in cells)
 
 
 def _summary(
@@ -237,9 +233,7 @@ def serve_ui(profile: Profile, port: int) -> int:
             f"      executable_path: {json.dumps(sys.executable)}\n",
         )
         me = psutil.Process()
-        write_atomically(
-            _ui_file(root), json.dumps({"pid": me.pid, "born": int(me.create_time())})
-        )
+        write_atomically(_ui_file(root), json.dumps({"pid": me.pid, "born": int(me.create_time())}))
         stack.callback(_ui_file(root).unlink, missing_ok=True)
         where = ["-w", str(workspace)]
         commands = [
@@ -325,7 +319,10 @@ def examine(profile: Profile) -> tuple[list[str], bool]:
     root.mkdir(parents=True, exist_ok=True)
     writable = os.access(root, os.W_OK)
     free = shutil.disk_usage(root).free / 2**30
-    note(writable, f"{root} " + ("is writable" if writable else "cannot be written; set KINJECT_HOME"))
+    note(
+        writable,
+        f"{root} " + ("is writable" if writable else "cannot be written; set KINJECT_HOME"),
+    )
     note(free > 2, f"{free:.0f} GiB free there" + ("" if free > 2 else "; a study needs more"))
     for name, model in profile.models.items():
         source = local_or_hub(profile, model.source)

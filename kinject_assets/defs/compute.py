@@ -5,6 +5,7 @@ process of its own it is started through Dagster Pipes: its log is live, cancell
 and its memory is freed.
 """
 
+import contextlib
 import importlib
 import json
 import os
@@ -12,6 +13,7 @@ import sys
 from typing import Any, Literal
 
 import dagster as dg
+from dagster._core.errors import DagsterPipesExecutionError
 
 from kinject_assets.core.errors import KinjectError
 from kinject_assets.defs.io import Step
@@ -42,15 +44,22 @@ def run_worker(step: Step, worker: Worker, request: dict[str, Any]) -> dict[str,
     if compute_mode() == "inline":
         module = importlib.import_module(f"kinject_assets.workers.{worker}")
         return module.run(request, step.report)
-    result = step.work / "result.json"
-    result.unlink(missing_ok=True)
-    client = dg.PipesSubprocessClient()
-    client.run(
-        context=step.context,
-        command=[sys.executable, "-m", f"kinject_assets.workers.{worker}"],
-        extras={"request": request, "result_path": str(result)},
-        env=dict(os.environ),
-    )
-    if not result.exists():
-        raise KinjectError(f"the {worker} process left no result; see the log of this run")
-    return json.loads(result.read_text(encoding="utf-8"))
+    result_path = step.work / f"{worker}.json"
+    result_path.unlink(missing_ok=True)
+    # A message for the user ends the process with a code that Pipes raises: the file says more.
+    with contextlib.suppress(DagsterPipesExecutionError):
+        dg.PipesSubprocessClient().run(
+            context=step.context,
+            command=[sys.executable, "-m", f"kinject_assets.workers.{worker}"],
+            extras={"request": {**request, "result_path": str(result_path)}},
+            env=dict(os.environ),
+        )
+    if not result_path.exists():
+        raise KinjectError(
+            f"the {worker} process ended without a result (killed, or out of memory?); the log of "
+            "this run has its last lines. Finished parts are kept: start it again."
+        )
+    outcome = json.loads(result_path.read_text(encoding="utf-8"))
+    if "error" in outcome:
+        raise KinjectError(outcome["error"]["message"])
+    return outcome["result"]

@@ -112,9 +112,7 @@ def _blocked(plan: Plan, cell: Cell, pending: Sequence[Cell]) -> bool:
     if not cell.parts:
         return False
     _, missing = plan.input_versions(cell)
-    return any(
-        upstream not in pending or _blocked(plan, upstream, pending) for upstream in missing
-    )
+    return any(upstream not in pending or _blocked(plan, upstream, pending) for upstream in missing)
 
 
 def _note_failures(

@@ -21,7 +21,6 @@ from kinject_assets.defs.resources import Study
 Row = TypeVar("Row")
 
 
-
 class Listener(Protocol):
     """Hears of every step of this process."""
 
@@ -169,9 +168,7 @@ def making(context: dg.AssetExecutionContext, study: Study) -> Iterator[Step]:
 def column_schema(row_type: type) -> dg.TableSchema:
     """Columns of a row class as Dagster shows them."""
     return dg.TableSchema(
-        columns=[
-            dg.TableColumn(field.name, str(field.type)) for field in arrow_schema(row_type)
-        ]
+        columns=[dg.TableColumn(field.name, str(field.type)) for field in arrow_schema(row_type)]
     )
 
 

@@ -72,7 +72,9 @@ def claims(context: dg.AssetExecutionContext, study: Study) -> dg.MaterializeRes
         return step.finish(
             content_hash(rows),
             counts={"claims": len(rows)},
-            metadata={"verdicts": dg.MetadataValue.md(query(study.database, statement, "markdown"))},
+            metadata={
+                "verdicts": dg.MetadataValue.md(query(study.database, statement, "markdown"))
+            },
             checks=checks.claims(problems),
         )
 

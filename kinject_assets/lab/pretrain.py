@@ -9,7 +9,7 @@ import json
 import math
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 WINDOW = 512
 """Longest prompt of the lab models, in tokens."""
 
-STEPS = 3600
+STEPS = 3400
 """Optimiser steps of the shipped models."""
 
 MOST_QUESTIONS = 20
@@ -107,6 +107,34 @@ def build_model(name: str, tokenizer: "PreTrainedTokenizerFast") -> "PreTrainedM
 
 
 @dataclass(frozen=True)
+class Stage:
+    """What is drawn in a part of pre-training.
+
+    Attributes:
+        until: Share of all steps at which it ends.
+        rows: Windows a step.
+        window: Tokens in a window.
+        articles: Most articles of a document.
+        rounds: How often each fact is asked.
+    """
+
+    until: float
+    rows: int
+    window: int
+    articles: int
+    rounds: int
+
+
+STAGES = (
+    # An answer that stands in an earlier pair is easy to copy, and copying is how reading begins:
+    # with single articles and facts that are asked again it emerges several times sooner.
+    Stage(until=0.13, rows=28, window=176, articles=1, rounds=3),
+    Stage(until=0.45, rows=20, window=256, articles=2, rounds=1),
+    Stage(until=1.0, rows=12, window=416, articles=6, rounds=1),
+)
+
+
+@dataclass(frozen=True)
 class Piece:
     """Text with the weight of its tokens in the loss."""
 
@@ -130,9 +158,7 @@ class Documents:
         self.rng = random.Random(seed)
         self.known = pretraining_things()
         self._kinds = list(PRETRAINING_WEIGHTS)
-        self._weights = [
-            PRETRAINING_WEIGHTS[kind] * len(self.known[kind]) for kind in self._kinds
-        ]
+        self._weights = [PRETRAINING_WEIGHTS[kind] * len(self.known[kind]) for kind in self._kinds]
 
     def known_thing(self) -> Thing:
         """A thing of the pre-training world, often-met kinds more often."""
@@ -156,21 +182,25 @@ class Documents:
             things[name] = Thing(this_kind, name, draw_facts(this_kind, name, rng))
         return list(things.values())
 
-    def reading(self, articles: int, shots: int) -> list[Piece]:
-        """Articles of fresh things, then questions on them, as a prompt with retrieval has it."""
+    def reading(self, articles: int, shots: int, rounds: int) -> list[Piece]:
+        """Articles of fresh things, then questions on them, as a prompt with retrieval has it.
+
+        Args:
+            articles: Number of articles.
+            shots: Solved questions on other things in front of them.
+            rounds: How often each fact is asked, in other words each time.
+        """
         rng = self.rng
         pieces = _pairs(
             [rng.choice(self.known_thing().facts) for _ in range(shots)], rng, answer_weight=1.0
         )
         things = self._fresh_things(articles)
         tellings = [(thing, 0.1) for thing in things]
-        if articles <= 2 and rng.random() < 0.2:
+        if articles <= 2 and rng.random() < 0.3:
             tellings += [(thing, 1.0) for thing in things]
         for thing, weight in tellings:
             pieces.append(Piece(tell(list(thing.facts), rng) + "\n\n", weight))
-        # Answers are the only tokens that reading can predict: many of them per document, each fact
-        # asked three times in other words, make reading emerge several times sooner.
-        facts = [fact for thing in things for fact in thing.facts] * 3
+        facts = [fact for thing in things for fact in thing.facts] * rounds
         rng.shuffle(facts)
         return pieces + _pairs(facts[:MOST_QUESTIONS], rng, answer_weight=5.0)
 
@@ -191,9 +221,7 @@ class Batches:
     def __init__(self, documents: Documents, tokenizer: "PreTrainedTokenizerFast") -> None:
         self.documents = documents
         self.tokenizer = tokenizer
-        self.words = [
-            i for t, i in tokenizer.get_vocab().items() if t.isalnum() and len(t) > 1
-        ]
+        self.words = [i for t, i in tokenizer.get_vocab().items() if t.isalnum() and len(t) > 1]
 
     def _encode(self, pieces: list[Piece], window: int) -> tuple[list[int], list[float]]:
         ids: list[int] = []
@@ -211,19 +239,20 @@ class Batches:
         weights.append(0.1)
         return ids[:window], weights[:window]
 
-    def _row(self, window: int, most_articles: int) -> tuple[list[int], list[float]]:
-        rng, docs = self.documents.rng, self.documents
+    def _row(self, stage: Stage) -> tuple[list[int], list[float]]:
+        rng, docs, window = self.documents.rng, self.documents, stage.window
         ids: list[int] = []
         weights: list[float] = []
         draw = rng.random()
         while len(ids) < window:
-            if draw < 0.05:
+            if draw < 0.08:
                 length = rng.randint(8, window // 3)
                 string = [rng.choice(self.words) for _ in range(length)]
                 more, w = string * 3, [0.0] * length + [1.0] * length * 2
             elif draw < 0.80:
-                shots = rng.choice((0, 0, 1, 2, 5)) if most_articles > 2 else 0
-                more, w = self._encode(docs.reading(rng.randint(1, most_articles), shots), window)
+                shots = rng.choice((0, 0, 1, 2, 5)) if stage.articles > 2 else 0
+                articles = rng.randint(1, stage.articles)
+                more, w = self._encode(docs.reading(articles, shots, stage.rounds), window)
             elif draw < 0.92:
                 more, w = self._encode(docs.known_articles(), window)
             else:
@@ -232,13 +261,11 @@ class Batches:
             weights += w
         return ids[:window], weights[:window]
 
-    def draw(
-        self, rows: int, window: int, most_articles: int
-    ) -> tuple["torch.Tensor", "torch.Tensor"]:
+    def draw(self, stage: Stage) -> tuple["torch.Tensor", "torch.Tensor"]:
         """Token ids and loss weights, each of shape (rows, window)."""
         import torch
 
-        drawn = [self._row(window, most_articles) for _ in range(rows)]
+        drawn = [self._row(stage) for _ in range(stage.rows)]
         return torch.tensor([r[0] for r in drawn]), torch.tensor([r[1] for r in drawn])
 
 
@@ -288,9 +315,7 @@ def abilities(
             things = documents._fresh_things(articles)
             fact = rng.choice(things[0].facts)
             rng.shuffle(things)
-            head = "".join(
-                shot(rng.choice(t.facts)) for t in draw_things(fact.kind, shots, rng)
-            )
+            head = "".join(shot(rng.choice(t.facts)) for t in draw_things(fact.kind, shots, rng))
             read = "".join(tell(list(t.facts), rng) + "\n\n" for t in things)
             prompts.append((head + read + question(fact), fact))
         report[f"reads_k{articles}_{shots}shot"] = exam_accuracy(model, tokenizer, prompts, rng)
@@ -304,16 +329,6 @@ def abilities(
         model, tokenizer, [(question(f), f) for f in unseen], rng
     )
     return report
-
-
-def schedule(steps: int) -> Iterator[tuple[int, int, int]]:
-    """Rows, window and most articles of a document for each step: short documents first.
-
-    Reading emerges several times sooner when the first documents hold a single article.
-    """
-    for step in range(steps):
-        done = step / steps
-        yield (28, 176, 1) if done < 0.25 else (20, 256, 2) if done < 0.5 else (12, 416, 6)
 
 
 def pretrain(
@@ -344,18 +359,18 @@ def pretrain(
     model.train()
     parameters = sum(p.numel() for p in model.parameters())
     batches = Batches(Documents(seed=SHAPES[name]["seed"]), tokenizer)
-    optimiser = torch.optim.AdamW(
-        model.parameters(), lr=3e-3, betas=(0.9, 0.98), weight_decay=0.05
-    )
+    optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3, betas=(0.9, 0.98), weight_decay=0.05)
     warmup = min(100, steps // 10)
     started, tokens = time.monotonic(), 0
-    for step, (rows, window, articles) in enumerate(schedule(steps)):
+    folder = out / name
+    for step in range(steps):
+        stage = next(stage for stage in STAGES if step < stage.until * steps)
         share = max(0.0, (step - warmup) / max(1, steps - warmup))
         cosine = (1 + math.cos(math.pi * share)) / 2
         rate = 3e-3 * min(1.0, (step + 1) / warmup) * (0.02 + 0.98 * cosine)
         for group in optimiser.param_groups:
             group["lr"] = rate
-        ids, weights = batches.draw(rows, window, articles)
+        ids, weights = batches.draw(stage)
         logits = model(ids[:, :-1]).logits
         losses = cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
         flat = weights[:, 1:].flatten()
@@ -370,11 +385,10 @@ def pretrain(
             log(
                 f"{name} step {step + 1}/{steps} loss {loss.item():.3f} "
                 f"{tokens / seconds:,.0f} tokens/s {seconds:.0f} s "
-                + json.dumps(abilities(model, tokenizer, 50))
+                + json.dumps(abilities(model, tokenizer, 100))
             )
-    folder = out / name
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+            model.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
     record = {
         "model": name,
         "parameters": parameters,

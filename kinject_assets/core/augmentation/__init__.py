@@ -1,0 +1,1 @@
+"""Paraphrases of chunks."""

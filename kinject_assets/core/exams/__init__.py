@@ -1,0 +1,1 @@
+"""Exams: MMLU as published, and exams written from a corpus."""

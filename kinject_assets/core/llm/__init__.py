@@ -1,0 +1,1 @@
+"""The language model service: one client, its ledger and its prices."""

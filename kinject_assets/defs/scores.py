@@ -1,0 +1,162 @@
+"""Answers of every model to every exam, without and with retrieval."""
+
+from collections.abc import Sequence
+
+import dagster as dg
+
+from kinject_assets.config import RecipeSpec
+from kinject_assets.core.plan import CODE_VERSIONS, METHODS
+from kinject_assets.core.report.plots import accuracy_by_condition, markdown_image
+from kinject_assets.core.schema import Answer, Checkpoint, Condition, Question, logical_version
+from kinject_assets.core.store import Cell, read_rows
+from kinject_assets.defs import checks
+from kinject_assets.defs.compute import run_worker
+from kinject_assets.defs.exams import questions
+from kinject_assets.defs.io import Step, image, making
+from kinject_assets.defs.partitions import CORPUS_MODEL, CORPUS_RECIPE
+from kinject_assets.defs.policy import ANSWERS_GROUP, OWNERS
+from kinject_assets.defs.resources import Study
+from kinject_assets.defs.retrieval import RETRIEVER, retrieved
+from kinject_assets.defs.training import checkpoint
+
+KINDS = {"pytorch", "parquet"}
+METHOD_OF = {asset: method for method, asset in METHODS.items()}
+
+
+@dg.asset(
+    deps=[questions],
+    partitions_def=CORPUS_MODEL,
+    group_name=ANSWERS_GROUP,
+    kinds=KINDS,
+    owners=OWNERS,
+    code_version=CODE_VERSIONS["answers_base"],
+    check_specs=checks.specs("answers_base"),
+    pool="gpu",
+)
+def answers_base(context: dg.AssetExecutionContext, study: Study) -> dg.MaterializeResult:
+    """What the model knows by itself: log-likelihoods of every option of every question."""
+    with making(context, study) as step:
+        return _answers(step)
+
+
+@dg.asset(
+    deps=[questions, retrieved],
+    partitions_def=CORPUS_MODEL,
+    group_name=ANSWERS_GROUP,
+    kinds=KINDS,
+    owners=OWNERS,
+    code_version=CODE_VERSIONS["answers_rag"],
+    check_specs=checks.specs("answers_rag"),
+    pool="gpu",
+)
+def answers_rag(context: dg.AssetExecutionContext, study: Study) -> dg.MaterializeResult:
+    """The model with the K nearest chunks in front of each question, for every K of the profile."""
+    with making(context, study) as step:
+        return _answers(step)
+
+
+@dg.asset(
+    deps=[questions, checkpoint],
+    partitions_def=CORPUS_RECIPE,
+    group_name=ANSWERS_GROUP,
+    kinds=KINDS,
+    owners=OWNERS,
+    code_version=CODE_VERSIONS["answers_ft"],
+    check_specs=checks.specs("answers_ft"),
+    pool="gpu",
+)
+def answers_ft(context: dg.AssetExecutionContext, study: Study) -> dg.MaterializeResult:
+    """What the fine-tuned model knows by itself."""
+    with making(context, study) as step:
+        return _answers(step)
+
+
+@dg.asset(
+    deps=[questions, retrieved, checkpoint],
+    partitions_def=CORPUS_RECIPE,
+    group_name=ANSWERS_GROUP,
+    kinds=KINDS,
+    owners=OWNERS,
+    code_version=CODE_VERSIONS["answers_ft_rag"],
+    check_specs=checks.specs("answers_ft_rag"),
+    pool="gpu",
+)
+def answers_ft_rag(context: dg.AssetExecutionContext, study: Study) -> dg.MaterializeResult:
+    """The fine-tuned model with the K nearest chunks in front of each question."""
+    with making(context, study) as step:
+        return _answers(step)
+
+
+def _answers(step: Step) -> dg.MaterializeResult:
+    profile, store = step.study.profile, step.study.store
+    method = METHOD_OF[step.cell.asset]
+    corpus, key = step.cell.parts
+    model, _, recipe = key.partition(".") if key not in profile.models else (key, "", "")
+    scoring = profile.scoring
+    exam = profile.corpora[corpus].exam
+    request = {
+        "corpus": corpus,
+        "model": model,
+        "method": method,
+        "base": step.study.located(profile.models[model].source),
+        "revision": profile.models[model].revision,
+        "dtype": profile.models[model].dtype,
+        "questions": str(store.path(step.upstream("questions"), "questions.parquet")),
+        "shots": list(scoring.shots),
+        "k": [0],
+        "choice_format": scoring.choice_format,
+        "subject": exam.subject if exam.kind == "mmlu" else "",
+        "batch_size": scoring.batch_size,
+        "device": scoring.device,
+        "run_id": step.context.run_id,
+        "work": str(step.work),
+        "out": str(step.draft),
+    }
+    if method in {"rag", "ft_rag"}:
+        request |= {
+            "k": list(scoring.k),
+            "chunks": str(store.path(step.upstream("chunks"), "chunks.parquet")),
+            "retrieved": str(store.path(step.upstream("retrieved"), "retrieved.parquet")),
+            "retriever": RETRIEVER,
+            "query": profile.retrieval.query,
+        }
+    if recipe:
+        made = Cell("checkpoint", (corpus, key))
+        request |= {
+            "recipe": recipe,
+            "seed": RecipeSpec.parse(recipe).seed,
+            "checkpoint": str(store.path(made, "model")),
+            "checkpoint_id": store.rows(made, "checkpoint", Checkpoint)[0].checkpoint_id,
+            "adapter": RecipeSpec.parse(recipe).method != "full",
+        }
+    run_worker(step, "score", request)
+    rows = read_rows(step.draft / "answers.parquet", Answer)
+    conditions = read_rows(step.draft / "conditions.parquet", Condition)
+    tested = sum(q.split == "test" and not q.retired for q in step.rows("questions", Question))
+    accuracy = _accuracy(rows, conditions)
+    return step.finish(
+        logical_version(rows),
+        rows=rows,
+        row_type=Answer,
+        counts={
+            "questions": tested,
+            "conditions": len(conditions),
+            **{f"accuracy_{shots}shot_k{k}": value for (shots, k), value in accuracy.items()},
+        },
+        metadata={"accuracy": image(markdown_image(accuracy_by_condition(accuracy)))},
+        checks=checks.answers(rows, tested * len(conditions)),
+        libraries=("torch", "transformers", "peft", "lm-eval"),
+    )
+
+
+def _accuracy(
+    rows: Sequence[Answer], conditions: Sequence[Condition]
+) -> dict[tuple[int, int], float]:
+    """Share of right answers by (shots, K)."""
+    right: dict[str, list[bool]] = {c.condition_id: [] for c in conditions}
+    for row in rows:
+        right[row.condition_id].append(row.correct)
+    return {
+        (c.shots, c.k): sum(right[c.condition_id]) / max(1, len(right[c.condition_id]))
+        for c in conditions
+    }

@@ -1,0 +1,126 @@
+"""Checkpoints: the models after they were trained on the corpus."""
+
+import json
+from typing import Any
+
+import dagster as dg
+
+from kinject_assets.config import RecipeSpec
+from kinject_assets.core.plan import CODE_VERSIONS
+from kinject_assets.core.report.plots import loss_curves, markdown_image
+from kinject_assets.core.schema import Checkpoint, Damage, Trial
+from kinject_assets.core.store import Cell, read_rows
+from kinject_assets.defs import checks
+from kinject_assets.defs.augmentation import paraphrases, validation_paraphrases
+from kinject_assets.defs.compute import run_worker
+from kinject_assets.defs.corpus import chunks
+from kinject_assets.defs.io import Step, image, making, preview
+from kinject_assets.defs.partitions import CORPUS_RECIPE
+from kinject_assets.defs.policy import OWNERS, TRAINING_GROUP
+from kinject_assets.defs.resources import Study
+
+
+@dg.asset(
+    deps=[chunks, paraphrases, validation_paraphrases],
+    partitions_def=CORPUS_RECIPE,
+    group_name=TRAINING_GROUP,
+    kinds={"pytorch", "huggingface"},
+    owners=OWNERS,
+    code_version=CODE_VERSIONS["checkpoint"],
+    check_specs=checks.specs("checkpoint"),
+    pool="gpu",
+)
+def checkpoint(context: dg.AssetExecutionContext, study: Study) -> dg.MaterializeResult:
+    """A model after continued pre-training on the corpus by one recipe.
+
+    `MODEL.full.p00` trains on the text alone (the study's FT-reg), `.p10` on the text and ten
+    paraphrases of each chunk (FT-par), `.r10` is the control of p10: the text alone, repeated to the
+    same optimiser steps and packed tokens. `lora` in place of `full` trains an adapter. Learning
+    rate and epoch are chosen on the validation paraphrases; a control takes its recipe's.
+    """
+    with making(context, study) as step:
+        run_worker(step, "train", _request(step))
+        row = read_rows(step.draft / "checkpoint.parquet", Checkpoint)[0]
+        trials = read_rows(step.draft / "trials.parquet", Trial)
+        damage = read_rows(step.draft / "damage.parquet", Damage)
+        losses = json.loads((step.draft / "loss.json").read_text(encoding="utf-8"))
+        first = min((t for t in trials if t.epoch == 1), key=lambda t: t.trial, default=None)
+        return step.finish(
+            row.checkpoint_id,
+            counts={
+                "checkpoint_id": row.checkpoint_id,
+                "learning_rate": row.learning_rate,
+                "epochs": row.epochs,
+                "steps": row.steps,
+                "packed_tokens": row.packed_tokens,
+                "training_seconds": row.seconds,
+                "tokens_per_second": round(row.packed_tokens / row.seconds) if row.seconds else 0,
+            },
+            metadata={
+                "validation_loss": row.validation_loss or 0.0,
+                "trials": preview(trials),
+                "loss": image(markdown_image(loss_curves(losses, trials))),
+                **{
+                    f"damage_{d.probe}": f"{d.before:.3f} before, {d.after:.3f} after"
+                    for d in damage
+                },
+            },
+            checks=checks.checkpoint(row, first.validation_loss if first else None),
+            libraries=("torch", "transformers", "peft", "accelerate"),
+            seeds={"training": row.seed},
+        )
+
+
+def _request(step: Step) -> dict[str, Any]:
+    profile, store = step.study.profile, step.study.store
+    corpus, key = step.cell.parts
+    model, recipe = key.split(".", 1)
+    spec = RecipeSpec.parse(recipe)
+    training = profile.recipe_training(recipe).model_dump(mode="json", exclude={"general_text"})
+    request: dict[str, Any] = {
+        "checkpoint_id": step.fingerprint,
+        "corpus": corpus,
+        "model": model,
+        "recipe": recipe,
+        "seed": spec.seed,
+        "method": spec.method,
+        "base": step.study.located(profile.models[model].source),
+        "revision": profile.models[model].revision,
+        "dtype": profile.models[model].dtype,
+        "chunks": str(store.path(step.upstream("chunks"), "chunks.parquet")),
+        "validation": str(
+            store.path(step.upstream("validation_paraphrases"), "paraphrases.parquet")
+        ),
+        "training": training,
+        "general_text": _general_text(step),
+        "work": str(step.work),
+        "out": str(step.draft),
+        "device": profile.scoring.device,
+    }
+    if spec.control_of:
+        twin = store.rows(
+            Cell("checkpoint", (corpus, f"{model}.{spec.control_of}")), "checkpoint", Checkpoint
+        )[0]
+        training["learning_rates"] = [twin.learning_rate]
+        request["control_tokens"] = twin.packed_tokens // twin.epochs
+        request["control_epochs"] = twin.epochs
+    elif spec.n_paraphrases:
+        request["n_paraphrases"] = spec.n_paraphrases
+        request["paraphrases"] = str(
+            store.path(step.upstream("paraphrases"), "paraphrases.parquet")
+        )
+    return request
+
+
+def _general_text(step: Step) -> str:
+    """Path of the text whose perplexity is measured before and after; empty for none."""
+    setting = step.study.profile.training.general_text
+    if setting is None:
+        return ""
+    if setting != "lab":
+        return str(step.study.profile.folder / setting)
+    from kinject_assets.lab.general import general_text
+
+    path = step.work / "general.txt"
+    path.write_text(general_text(), encoding="utf-8")
+    return str(path)
