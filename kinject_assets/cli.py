@@ -68,13 +68,16 @@ def _select(profile_name: str | None) -> "Profile":
 @main.command()
 @profile_option
 @click.option(
-    "--select", "selection", metavar="SELECTION",
+    "--select",
+    "selection",
+    metavar="SELECTION",
     help="Assets to make, in Dagster's selection syntax, e.g. 'group:a_corpus' or '+answers_rag'.",
 )
 @click.option("--corpus", "corpora", multiple=True, metavar="C", help="Only these corpora.")
 @click.option("--model", "models", multiple=True, metavar="M", help="Only these models.")
 @click.option(
-    "--compute", type=click.Choice(["inline", "local"]),
+    "--compute",
+    type=click.Choice(["inline", "local"]),
     help="Where heavy steps run: in this process, or a process each. Default: the profile's.",
 )
 def run(
@@ -220,7 +223,7 @@ def lab() -> None:
 
 @lab.command("serve")
 @profile_option
-@click.option("--port", default=8399, show_default=True, help="Port on 127.0.0.1.")
+@click.option("--port", default=8471, show_default=True, help="Port on 127.0.0.1.")
 def lab_serve(profile_name: str | None, port: int) -> None:
     """Serves the lab's MediaWiki and chat API on loopback until Ctrl-C."""
     profile = _select(profile_name)
@@ -236,9 +239,7 @@ def lab_serve(profile_name: str | None, port: int) -> None:
 @click.option("--steps", default=None, type=int, help="Optimiser steps; default: as shipped.")
 @click.option("--threads", default=2, show_default=True, help="CPU threads.")
 @click.option("--model", "names", multiple=True, help="lab-llama, lab-mistral; default: both.")
-def lab_pretrain(
-    out: Path | None, steps: int | None, threads: int, names: tuple[str, ...]
-) -> None:
+def lab_pretrain(out: Path | None, steps: int | None, threads: int, names: tuple[str, ...]) -> None:
     """Makes the lab's models and encoder again, from random weights (some 45 minutes on 2 cores)."""
     from kinject_assets.config import lab_data
     from kinject_assets.lab.encoder import build_encoder

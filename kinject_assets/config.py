@@ -67,7 +67,9 @@ class Lab(Settings):
     first_month: MonthKey = Field(default="2031-01", description="first month with news")
     months: int = Field(default=4, ge=1, le=36, description="months of news up to the lab's now")
     events_per_month: int = Field(default=40, ge=1, le=300, description="new events each month")
-    things: int = Field(default=36, ge=4, le=200, description="pages of each topic")
+    things: int = Field(
+        default=36, ge=4, le=40, description="pages of each topic; pre-training met 40 of each"
+    )
 
 
 class Wiki(Settings):

@@ -1,5 +1,7 @@
 """The code location: `dagster`, `dg` and `workspace.yaml` load `defs` from here."""
 
+import warnings
+
 import dagster as dg
 
 from kinject_assets.defs import (
@@ -14,6 +16,9 @@ from kinject_assets.defs import (
     training,
 )
 from kinject_assets.defs.resources import Study
+
+# Links to the source code are beta in Dagster; it would say so once an asset.
+warnings.filterwarnings("ignore", category=dg.BetaWarning)
 
 STAGES = (corpus, exams, augmentation, retrieval, training, scores, results, audit)
 

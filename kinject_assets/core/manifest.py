@@ -38,9 +38,7 @@ def content_hash(*parts: Any) -> str:
 
     Mappings are compared whatever the order of their keys, and 1.0 equals 1.
     """
-    text = json.dumps(
-        _canonical(parts), sort_keys=True, ensure_ascii=False, separators=(",", ":")
-    )
+    text = json.dumps(_canonical(parts), sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 

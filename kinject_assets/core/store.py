@@ -13,14 +13,11 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from kinject_assets.core.errors import BrokenArtefact, MissingArtefact
 from kinject_assets.core.manifest import Manifest, file_sha256, write_atomically
 from kinject_assets.core.schema import arrow_schema
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 Row = TypeVar("Row")
 

@@ -1,5 +1,7 @@
 """Whether every artefact is what its manifest says, and made from what is there now."""
 
+from collections import Counter
+
 import dagster as dg
 
 from kinject_assets.core.lineage.audit import audit
@@ -34,7 +36,11 @@ def lineage_audit(context: dg.AssetExecutionContext, study: Study) -> dg.Materia
         (step.draft / "audit.json").write_text(text)
         return step.finish(
             content_hash(text),
-            counts=verdict.counts(),
+            counts={
+                "artefacts": verdict.checked,
+                "files": verdict.files,
+                **Counter(finding.kind for finding in verdict.findings),
+            },
             metadata={"findings": dg.MetadataValue.md(f"```\n{verdict}\n```")},
             checks=checks.lineage_audit(verdict),
         )

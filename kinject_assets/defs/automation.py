@@ -35,7 +35,7 @@ JOBS = [
     dg.define_asset_job(
         "rebuild_results",
         selection=["results", "claims", "report", "lineage_audit"],
-        description="Loads every answer that is there into DuckDB; renews claims, report and audit.",
+        description="Loads the answers that are there into DuckDB; renews claims, report, audit.",
     ),
 ]
 

@@ -30,6 +30,9 @@ from kinject_assets.display import TerminalDisplay
 
 INTERRUPTED = 130
 
+LAB_PORT = 8471
+"""Port that the lab's wiki states as its own."""
+
 
 def _say(console: Console, text: str) -> None:
     console.print(text, markup=False, highlight=False, soft_wrap=True)
@@ -219,7 +222,9 @@ def serve_ui(profile: Profile, port: int) -> int:
         if profile.lab and "KINJECT_LAB_URL" not in os.environ:
             from kinject_assets.lab.server import running
 
-            os.environ["KINJECT_LAB_URL"] = stack.enter_context(running(profile.lab))
+            # Articles of the lab name this port in their addresses: there, their links open.
+            at = LAB_PORT if _free(LAB_PORT) else 0
+            os.environ["KINJECT_LAB_URL"] = stack.enter_context(running(profile.lab, port=at))
         instance = open_instance(profile)
         recover(instance, Store(root), ui_alive=_ui_process(root) is not None)
         instance.dispose()
@@ -310,9 +315,8 @@ def examine(profile: Profile) -> tuple[list[str], bool]:
         lines.append(f"{'ok  ' if good else 'MEND'} {text}")
 
     note(True, f"profile {profile.path}")
-    for package in (
-        "dagster_webserver torch transformers peft faiss sentence_transformers lm_eval duckdb openai"
-    ).split():
+    packages = "dagster_webserver torch transformers peft faiss sentence_transformers lm_eval duckdb"
+    for package in packages.split():
         there = importlib.util.find_spec(package) is not None
         note(there, f"package {package}" + ("" if there else ": pip install -e ."))
     root = home(profile)

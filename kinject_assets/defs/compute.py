@@ -1,4 +1,4 @@
-"""Three heavy steps (embed, train, score), two ways to run them: here, or in a process of their own.
+"""Three heavy steps (embed, train, score), two ways to run them: here, or in an own process.
 
 A worker is a function from a JSON request to a JSON result, `kinject_assets.workers.NAME.run`. In a
 process of its own it is started through Dagster Pipes: its log is live, cancelling the run ends it,

@@ -38,7 +38,7 @@ def articles(context: dg.AssetExecutionContext, study: Study) -> dg.MaterializeR
             contact=profile.contact,
             now=now(profile),
             base_folder=profile.folder,
-            previous=step.previous_rows("articles", Article),
+            previous=step.previous_rows("articles", Article, decided_by="cleaning"),
             report=step.report,
         )
         rows = fetched.articles

@@ -87,9 +87,21 @@ class Step:
         """Rows of another asset of this corpus."""
         return self.study.store.rows(self.upstream(asset), name or asset, row_type)
 
-    def previous_rows(self, name: str, row_type: type[Row]) -> list[Row]:
-        """Rows of the version that this one will replace; none if there is none."""
-        if self.study.store.manifest(self.cell) is None:
+    def previous_rows(self, name: str, row_type: type[Row], decided_by: str) -> list[Row]:
+        """Rows of the version that this one will replace, where they may be used again.
+
+        Args:
+            name: The file.
+            row_type: Its rows.
+            decided_by: Part of the configuration that decides what a row says. When it, or the
+                asset's code, has changed since, there are none.
+        """
+        manifest = self.study.store.manifest(self.cell)
+        if (
+            manifest is None
+            or manifest.code_version != CODE_VERSIONS[self.cell.asset]
+            or manifest.config.get(decided_by) != self.config.get(decided_by)
+        ):
             return []
         return self.study.store.rows(self.cell, name, row_type)
 

@@ -8,12 +8,11 @@ import dagster as dg
 from kinject_assets.core.manifest import content_hash
 from kinject_assets.core.plan import CODE_VERSIONS
 from kinject_assets.core.report.html import write_report
-from kinject_assets.core.report.plots import markdown_image, table_bars
 from kinject_assets.core.results.loader import build_database
 from kinject_assets.core.results.tables import format_tables, query
-from kinject_assets.core.statistics.claims import self_test
+from kinject_assets.core.statistics.claims import judge, published
 from kinject_assets.defs import checks
-from kinject_assets.defs.io import image, making
+from kinject_assets.defs.io import making
 from kinject_assets.defs.partitions import REFERENCES
 from kinject_assets.defs.policy import OWNERS, RESULTS_GROUP
 from kinject_assets.defs.resources import Study
@@ -37,7 +36,11 @@ def results(context: dg.AssetExecutionContext, study: Study) -> dg.MaterializeRe
     """
     with making(context, study) as step:
         counts = build_database(
-            study.store, study.profile, generations=study.generations(), report=step.report
+            study.store,
+            study.profile,
+            generations=study.generations(),
+            references=REFERENCES,
+            report=step.report,
         )
         (step.draft / "summary.json").write_text(json.dumps(counts, indent=2) + "\n")
         database = study.database
@@ -47,7 +50,6 @@ def results(context: dg.AssetExecutionContext, study: Study) -> dg.MaterializeRe
             metadata={
                 "tables": dg.MetadataValue.md(format_tables(database, "markdown")),
                 "database": dg.MetadataValue.path(database),
-                "plot": image(markdown_image(table_bars(database))),
             },
             checks=checks.results(counts),
             libraries=("duckdb", "statsmodels", "scipy"),
@@ -68,14 +70,13 @@ def claims(context: dg.AssetExecutionContext, study: Study) -> dg.MaterializeRes
         statement = "SELECT claim, statement, verdict, evidence FROM claims ORDER BY claim"
         rows = json.loads(query(study.database, statement, "json"))
         (step.draft / "claims.json").write_text(json.dumps(rows, indent=2) + "\n")
-        problems = self_test(REFERENCES)
         return step.finish(
             content_hash(rows),
             counts={"claims": len(rows)},
             metadata={
                 "verdicts": dg.MetadataValue.md(query(study.database, statement, "markdown"))
             },
-            checks=checks.claims(problems),
+            checks=checks.claims(judge(published(REFERENCES))),
         )
 
 

@@ -97,7 +97,7 @@ def faiss_index(context: dg.AssetExecutionContext, study: Study) -> dg.Materiali
     check_specs=checks.specs("retrieved"),
 )
 def retrieved(context: dg.AssetExecutionContext, study: Study) -> dg.MaterializeResult:
-    """The nearest chunks of every question, with a flag where it is the one that it was written from.
+    """The nearest chunks of every question, flagged where it is the one it was written from.
 
     So that "was not retrieved" and "was retrieved and not used" can be told apart.
     """

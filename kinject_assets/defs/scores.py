@@ -1,13 +1,15 @@
 """Answers of every model to every exam, without and with retrieval."""
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 
 import dagster as dg
 
 from kinject_assets.config import RecipeSpec
 from kinject_assets.core.plan import CODE_VERSIONS, METHODS
-from kinject_assets.core.report.plots import accuracy_by_condition, markdown_image
+from kinject_assets.core.report.plots import Point, accuracy_by_k, markdown_image
 from kinject_assets.core.schema import Answer, Checkpoint, Condition, Question, logical_version
+from kinject_assets.core.statistics.intervals import wilson
 from kinject_assets.core.store import Cell, read_rows
 from kinject_assets.defs import checks
 from kinject_assets.defs.compute import run_worker
@@ -134,6 +136,7 @@ def _answers(step: Step) -> dg.MaterializeResult:
     conditions = read_rows(step.draft / "conditions.parquet", Condition)
     tested = sum(q.split == "test" and not q.retired for q in step.rows("questions", Question))
     accuracy = _accuracy(rows, conditions)
+    options = max(len(row.logliks) for row in rows)
     return step.finish(
         logical_version(rows),
         rows=rows,
@@ -143,10 +146,19 @@ def _answers(step: Step) -> dg.MaterializeResult:
             "conditions": len(conditions),
             **{f"accuracy_{shots}shot_k{k}": value for (shots, k), value in accuracy.items()},
         },
-        metadata={"accuracy": image(markdown_image(accuracy_by_condition(accuracy)))},
+        metadata={"accuracy": image(markdown_image(_plot(accuracy, tested, options)))},
         checks=checks.answers(rows, tested * len(conditions)),
         libraries=("torch", "transformers", "peft", "lm-eval"),
     )
+
+
+def _plot(accuracy: Mapping[tuple[int, int], float], questions: int, options: int) -> bytes:
+    """Accuracy against K with 95 % intervals, a curve for each number of shots."""
+    curves: defaultdict[str, dict[int, Point]] = defaultdict(dict)
+    for (shots, k), value in accuracy.items():
+        low, high = wilson(round(value * questions), questions)
+        curves[f"{shots} shots"][k] = Point(value, low, high)
+    return accuracy_by_k(curves, chance=1 / options)
 
 
 def _accuracy(

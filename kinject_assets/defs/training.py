@@ -1,6 +1,7 @@
 """Checkpoints: the models after they were trained on the corpus."""
 
-import json
+from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 import dagster as dg
@@ -34,8 +35,8 @@ def checkpoint(context: dg.AssetExecutionContext, study: Study) -> dg.Materializ
     """A model after continued pre-training on the corpus by one recipe.
 
     `MODEL.full.p00` trains on the text alone (the study's FT-reg), `.p10` on the text and ten
-    paraphrases of each chunk (FT-par), `.r10` is the control of p10: the text alone, repeated to the
-    same optimiser steps and packed tokens. `lora` in place of `full` trains an adapter. Learning
+    paraphrases of each chunk (FT-par), `.r10` is the control of p10: the text alone, repeated to
+    the same optimiser steps and packed tokens. `lora` in place of `full` trains an adapter. Learning
     rate and epoch are chosen on the validation paraphrases; a control takes its recipe's.
     """
     with making(context, study) as step:
@@ -43,7 +44,6 @@ def checkpoint(context: dg.AssetExecutionContext, study: Study) -> dg.Materializ
         row = read_rows(step.draft / "checkpoint.parquet", Checkpoint)[0]
         trials = read_rows(step.draft / "trials.parquet", Trial)
         damage = read_rows(step.draft / "damage.parquet", Damage)
-        losses = json.loads((step.draft / "loss.json").read_text(encoding="utf-8"))
         first = min((t for t in trials if t.epoch == 1), key=lambda t: t.trial, default=None)
         return step.finish(
             row.checkpoint_id,
@@ -54,12 +54,11 @@ def checkpoint(context: dg.AssetExecutionContext, study: Study) -> dg.Materializ
                 "steps": row.steps,
                 "packed_tokens": row.packed_tokens,
                 "training_seconds": row.seconds,
-                "tokens_per_second": round(row.packed_tokens / row.seconds) if row.seconds else 0,
             },
             metadata={
                 "validation_loss": row.validation_loss or 0.0,
                 "trials": preview(trials),
-                "loss": image(markdown_image(loss_curves(losses, trials))),
+                "loss": image(markdown_image(loss_curves(_curves(trials)), "loss")),
                 **{
                     f"damage_{d.probe}": f"{d.before:.3f} before, {d.after:.3f} after"
                     for d in damage
@@ -69,6 +68,16 @@ def checkpoint(context: dg.AssetExecutionContext, study: Study) -> dg.Materializ
             libraries=("torch", "transformers", "peft", "accelerate"),
             seeds={"training": row.seed},
         )
+
+
+def _curves(trials: Sequence[Trial]) -> dict[str, list[tuple[float, float]]]:
+    """Loss by epoch, on training pieces and on validation paraphrases, of each learning rate."""
+    curves: defaultdict[str, list[tuple[float, float]]] = defaultdict(list)
+    for row in trials:
+        curves[f"{row.learning_rate:.0e} training"].append((row.epoch, row.training_loss))
+        if row.validation_loss is not None:
+            curves[f"{row.learning_rate:.0e} validation"].append((row.epoch, row.validation_loss))
+    return dict(curves)
 
 
 def _request(step: Step) -> dict[str, Any]:

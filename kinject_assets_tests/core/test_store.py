@@ -7,8 +7,7 @@ import pytest
 
 from kinject_assets.core.errors import BrokenArtefact, MissingArtefact
 from kinject_assets.core.manifest import Manifest, content_hash
-from kinject_assets.core.schema import Exclusion, Trial, arrow_schema, logical_version
-from kinject_assets.core.schema import Paraphrase
+from kinject_assets.core.schema import Exclusion, Paraphrase, Trial, arrow_schema, logical_version
 from kinject_assets.core.store import Cell, Store, read_rows, write_rows
 
 CELL = Cell("articles", ("rivers",))

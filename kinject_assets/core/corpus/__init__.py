@@ -1,0 +1,1 @@
+"""From wikis and files to articles and chunks."""

@@ -1,0 +1,1 @@
+"""Whether artefacts are what their manifests say, and what an answer rests on."""

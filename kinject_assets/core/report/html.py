@@ -1,0 +1,276 @@
+"""The report: one HTML file with everything inside, made from the database alone."""
+
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from kinject_assets.config import Profile, RecipeSpec
+from kinject_assets.core.manifest import write_atomically
+from kinject_assets.core.report import plots
+from kinject_assets.core.results.catalogue import METHOD_COLUMNS
+from kinject_assets.core.results.tables import fetch, with_interval
+from kinject_assets.core.statistics.comparisons import FAMILIES
+
+TEMPLATE = "report.html.j2"
+
+METHODS = {
+    "base": "Base",
+    "base_rag": "Base + RAG",
+    "ft": "FT",
+    "ft_rag": "FT + RAG",
+    "ft_reg": "FT-reg",
+    "ft_par": "FT-par",
+    "ft_ctl": "FT control",
+    "ft_reg_rag": "FT-reg + RAG",
+    "ft_par_rag": "FT-par + RAG",
+    "ft_ctl_rag": "FT control + RAG",
+}
+"""Column of the views -> name for people."""
+
+Rows = list[dict[str, Any]]
+
+_QUERIES: Mapping[str, str] = {
+    "corpora": "SELECT * FROM corpora ORDER BY corpus",
+    "table1": "SELECT * FROM table1",
+    "table2": "SELECT * FROM table2",
+    "comparisons": """
+        SELECT c.*, a.corpus, a.model, a.shots, a.method AS method_a, b.method AS method_b,
+            a.recipe AS recipe_a, b.recipe AS recipe_b, a.k AS k_a, b.k AS k_b,
+            b.shots AS shots_b
+        FROM comparisons c JOIN conditions a ON a.condition_id = c.condition_a
+            JOIN conditions b ON b.condition_id = c.condition_b
+        ORDER BY family, corpus, model, a.shots, recipe_a, recipe_b, k_a, k_b""",
+    "gaps": """
+        SELECT t.corpus, t.model, t.shots, t.method, t.recipe, t.k AS k_best,
+            t.accuracy AS test_best, c.k AS k_fitted, c.accuracy AS cross_fitted, c.k_stability,
+            t.accuracy - c.accuracy AS gap
+        FROM scores t JOIN scores c USING (corpus, model, shots, method, recipe, seed, retriever,
+            query, choice_format, rotation, engine, stratum)
+        WHERE t.k_rule = 'test_best' AND c.k_rule = 'cross_fitted' AND t.k > 0 AND t.main
+        ORDER BY t.corpus, t.model, t.shots, t.method, t.recipe""",
+    "fixed": """
+        SELECT * FROM scores WHERE k_rule = 'fixed' AND main
+        ORDER BY corpus, model, shots, k, recipe""",
+    "damage": """
+        SELECT corpus, model, recipe, probe, before, after, after - before AS change
+        FROM damage JOIN checkpoints USING (checkpoint_id)
+        ORDER BY corpus, model, recipe, probe""",
+    "trials": """
+        SELECT corpus, model, recipe, trial, t.learning_rate, epoch, training_loss,
+            t.validation_loss, t.kept
+        FROM trials t JOIN checkpoints USING (checkpoint_id)
+        ORDER BY corpus, model, recipe, trial, epoch""",
+    "checkpoints": "SELECT * FROM checkpoints ORDER BY corpus, model, recipe",
+    "cost": """
+        SELECT purpose, model, state, count(*) AS requests, sum(input_tokens) AS input_tokens,
+            sum(output_tokens) AS output_tokens, sum(cost_usd) AS cost_usd,
+            count(*) - count(cost_usd) AS unpriced, sum(seconds) AS seconds
+        FROM generations GROUP BY ALL ORDER BY ALL""",
+    "claims": "SELECT * FROM claims ORDER BY claim",
+    "models": "SELECT * FROM models ORDER BY model",
+    "gains": """
+        SELECT method, recipe, avg(relative_gain) AS gain, count(*) AS n FROM scores
+        WHERE k_rule = 'cross_fitted' AND main AND relative_gain IS NOT NULL
+        GROUP BY ALL ORDER BY ALL""",
+    "artefacts": "SELECT * FROM artefacts ORDER BY artefact",
+    "truncated": """
+        SELECT count(*) AS n, count(*) FILTER (truncated_tokens > 0) AS cut FROM answers""",
+    "sources": """
+        SELECT source, licence, count(*) AS revisions, count(DISTINCT article_id) AS articles
+        FROM articles GROUP BY ALL ORDER BY ALL""",
+}
+
+
+def verdict_sentence(comparisons: Rows) -> str:
+    """What the paired comparisons of retrieval and fine-tuning show, in a sentence."""
+    rows = [c for c in comparisons if c["family"] == "rag_vs_ft"]
+    if not rows:
+        return (
+            "Retrieval and fine-tuning cannot be compared yet: no question has been answered by "
+            "both."
+        )
+    better = sum(c["verdict"] == "better" for c in rows)
+    worse = sum(c["verdict"] == "worse" for c in rows)
+    mean = sum(c["difference"] for c in rows) / len(rows)
+    counts = (
+        f"In {len(rows)} paired comparisons retrieval was better in {better}, worse in {worse}, "
+        f"and no difference was shown in {len(rows) - better - worse} (mean difference in "
+        f"accuracy {mean:+.3f}; exact McNemar tests, Holm-adjusted)."
+    )
+    if better and not worse:
+        lead = "Retrieval injected knowledge better than fine-tuning did"
+        lead += "." if better == len(rows) else " where a difference could be shown."
+    elif worse and not better:
+        lead = "Fine-tuning injected knowledge better than retrieval did"
+        lead += "." if worse == len(rows) else " where a difference could be shown."
+    elif better and worse:
+        lead = "Neither retrieval nor fine-tuning was better throughout."
+    else:
+        lead = "No difference between retrieval and fine-tuning was shown."
+    return f"{lead} {counts}"
+
+
+def _point(row: Mapping[str, Any], name: str = "accuracy") -> plots.Point:
+    if name == "accuracy":
+        return plots.Point(row["accuracy"], row["ci_low"], row["ci_high"])
+    return plots.Point(row[name], row[f"{name}_low"], row[f"{name}_high"])
+
+
+def _bars(number: int, rows: Rows) -> dict[str, dict[str, plots.Point]]:
+    names = [name for name, _ in METHOD_COLUMNS[number]]
+    return {
+        " ".join(str(r[key]) for key in ("task", "corpus", "model") if key in r)
+        + (f" {r['shots']}-shot" if "shots" in r else ""): {
+            METHODS[name]: _point(r, name) for name in names if r[name] is not None
+        }
+        for r in rows
+    }
+
+
+def _k_curves(fixed: Rows) -> dict[str, dict[str, dict[int, plots.Point]]]:
+    """Corpus -> model and shots -> K -> accuracy of base (K = 0) and RAG."""
+    found: dict[str, dict[str, dict[int, plots.Point]]] = defaultdict(lambda: defaultdict(dict))
+    for row in fixed:
+        if row["method"] in {"base", "rag"}:
+            name = f"{row['model']}, {row['shots']}-shot"
+            found[row["corpus"]][name][row["k"]] = _point(row)
+    return {
+        corpus: {name: points for name, points in curves.items() if max(points) > 0}
+        for corpus, curves in found.items()
+        if any(max(points) > 0 for points in curves.values())
+    }
+
+
+def _paraphrase_curves(fixed: Rows) -> dict[str, dict[str, dict[int, plots.Point]]]:
+    found: dict[str, dict[str, dict[int, plots.Point]]] = defaultdict(lambda: defaultdict(dict))
+    for row in fixed:
+        if row["method"] != "ft":
+            continue
+        spec = RecipeSpec.parse(row["recipe"])
+        name = f"{row['model']}, {row['shots']}-shot, {spec.method}"
+        points = found[row["corpus"]]
+        points[f"{name}, control" if spec.control_of else name][spec.n_paraphrases] = _point(row)
+    return {
+        corpus: dict(curves)
+        for corpus, curves in found.items()
+        if any(len(points) > 1 for points in curves.values())
+    }
+
+
+def _chance(fixed: Rows, corpus: str | None = None) -> float | None:
+    values = {r["chance"] for r in fixed if corpus in (None, r["corpus"])} - {None}
+    return values.pop() if len(values) == 1 else None
+
+
+def _figures(data: Mapping[str, Rows]) -> dict[str, list[dict[str, str]]]:
+    fixed = data["fixed"]
+    figures: dict[str, list[dict[str, str]]] = {
+        "tables": [],
+        "k": [],
+        "paraphrases": [],
+        "loss": [],
+    }
+
+    def add(where: str, image: bytes, caption: str) -> None:
+        figures[where].append({"uri": plots.data_uri(image), "caption": caption})
+
+    for number in (1, 2):
+        if rows := data[f"table{number}"]:
+            image = plots.table_bars(
+                _bars(number, rows), chance=_chance(fixed), title=f"Table {number}"
+            )
+            add("tables", image, f"Table {number} as bars with 95 % Wilson intervals.")
+    for corpus, curves in _k_curves(fixed).items():
+        image = plots.accuracy_by_k(curves, chance=_chance(fixed, corpus), title=corpus)
+        add("k", image, f"Accuracy on {corpus} by K; K = 0 is the base model.")
+    for corpus, curves in _paraphrase_curves(fixed).items():
+        image = plots.accuracy_by_paraphrases(curves, chance=_chance(fixed, corpus), title=corpus)
+        add(
+            "paraphrases",
+            image,
+            f"Accuracy on {corpus} by paraphrases a chunk. The control repeats the same text for "
+            "as many steps and tokens.",
+        )
+    for name, losses in _losses(data["trials"]).items():
+        add("loss", plots.loss_curves(losses, title=name), f"Loss by epoch of {name}, kept trial.")
+    return figures
+
+
+def _losses(trials: Rows) -> dict[str, dict[str, list[tuple[float, float]]]]:
+    """Checkpoint -> training and validation loss by epoch, of the trial that was kept."""
+    kept = {(t["corpus"], t["model"], t["recipe"], t["trial"]) for t in trials if t["kept"]}
+    found: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    for t in trials:
+        if (t["corpus"], t["model"], t["recipe"], t["trial"]) not in kept:
+            continue
+        curves = found.setdefault(f"{t['model']} {t['recipe']} on {t['corpus']}", {})
+        for name, column in (("training", "training_loss"), ("validation", "validation_loss")):
+            if t[column] is not None:
+                curves.setdefault(name, []).append((t["epoch"], t[column]))
+    return found
+
+
+def _counts(database: Path) -> list[tuple[str, int]]:
+    names = fetch(
+        database,
+        "SELECT table_name FROM duckdb_tables() WHERE NOT internal ORDER BY table_name",
+    ).rows
+    return [
+        (name, fetch(database, f'SELECT count(*) FROM "{name}"').rows[0][0]) for (name,) in names
+    ]
+
+
+def _number(value: float | None, digits: int = 3, sign: bool = False) -> str:
+    if value is None:
+        return "-"
+    return f"{value:+.{digits}f}" if sign else f"{value:.{digits}f}"
+
+
+def render_report(database: Path, profile: Profile) -> str:
+    """The report as HTML.
+
+    Raises:
+        MissingArtefact: If there is no database.
+    """
+    import json
+
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    data = {name: fetch(database, sql).dicts() for name, sql in _QUERIES.items()}
+    environment = Environment(
+        loader=PackageLoader("kinject_assets.core.report", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["number"] = _number
+    libraries: dict[str, str] = {}
+    for artefact in data["artefacts"]:
+        libraries |= json.loads(artefact["libraries"])
+    return environment.get_template(TEMPLATE).render(
+        **data,
+        profile=profile,
+        verdict=verdict_sentence(data["comparisons"]),
+        families=[
+            {"name": f.name, "question": f.question, "rows": rows}
+            for f in FAMILIES
+            if f.name != "k" and (rows := [c for c in data["comparisons"] if c["family"] == f.name])
+        ],
+        k_pairs=[c for c in data["comparisons"] if c["family"] == "k"],
+        columns={n: [(m, METHODS[m]) for m, _ in METHOD_COLUMNS[n]] for n in (1, 2)},
+        with_interval=with_interval,
+        figures=_figures(data),
+        counts=_counts(database),
+        libraries=sorted(libraries.items()),
+    )
+
+
+def write_report(database: Path, profile: Profile, out: Path) -> None:
+    """Writes the report; readers see the old or the new one, never a part.
+
+    Raises:
+        MissingArtefact: If there is no database.
+    """
+    write_atomically(out, render_report(database, profile))

@@ -1,0 +1,74 @@
+"""Edges of the table `lineage`, linear in the number of rows that they connect."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+from kinject_assets.config import RecipeSpec
+from kinject_assets.core.schema import (
+    Answer,
+    Checkpoint,
+    Chunk,
+    Condition,
+    Paraphrase,
+    Question,
+    Retrieved,
+)
+
+Edge = tuple[str, str, str, str]
+"""Kind and id of the child, kind and id of the parent."""
+
+
+def article_key(article_id: str, revision_id: str) -> str:
+    """Id of one article revision in the table `lineage`."""
+    return f"{article_id}@{revision_id}"
+
+
+def of_chunks(chunks: Iterable[Chunk]) -> Iterator[Edge]:
+    """Chunk to article revision."""
+    for c in chunks:
+        yield "chunk", c.chunk_id, "article", article_key(c.article_id, c.revision_id)
+
+
+def of_texts(kind: str, rows: Iterable[Question | Paraphrase], id_field: str) -> Iterator[Edge]:
+    """Question or paraphrase to its chunk and to the request that wrote it."""
+    for row in rows:
+        child = getattr(row, id_field)
+        if row.chunk_id:
+            yield kind, child, "chunk", row.chunk_id
+        if row.generation_id:
+            yield kind, child, "generation", row.generation_id
+
+
+def of_checkpoints(
+    checkpoints: Iterable[Checkpoint],
+    chunks: Mapping[str, Sequence[Chunk]],
+    paraphrases: Mapping[str, Sequence[Paraphrase]],
+) -> Iterator[Edge]:
+    """Checkpoint to the chunks and paraphrases of its corpus that it was trained or chosen on."""
+    for checkpoint in checkpoints:
+        spec = RecipeSpec.parse(checkpoint.recipe)
+        wanted = 0 if spec.control_of else spec.n_paraphrases
+        for chunk in chunks.get(checkpoint.corpus, ()):
+            yield "checkpoint", checkpoint.checkpoint_id, "chunk", chunk.chunk_id
+        for p in paraphrases.get(checkpoint.corpus, ()):
+            if p.purpose == "validation" or p.ordinal < wanted:
+                yield "checkpoint", checkpoint.checkpoint_id, "paraphrase", p.paraphrase_id
+
+
+def of_answers(
+    answers: Iterable[Answer],
+    conditions: Mapping[str, Condition],
+    retrieved: Iterable[Retrieved],
+) -> Iterator[Edge]:
+    """Answer to its question, its checkpoint, and the chunks that stood in its prompt."""
+    ranked: dict[tuple[str, str, str], list[Retrieved]] = defaultdict(list)
+    for row in retrieved:
+        ranked[row.corpus, row.retriever, row.question_id].append(row)
+    for answer in answers:
+        yield "answer", answer.answer_id, "question", answer.question_id
+        if answer.checkpoint_id:
+            yield "answer", answer.answer_id, "checkpoint", answer.checkpoint_id
+        c = conditions[answer.condition_id]
+        for row in ranked.get((c.corpus, c.retriever, answer.question_id), ()) if c.k else ():
+            if row.rank <= c.k:
+                yield "answer", answer.answer_id, "chunk", row.chunk_id

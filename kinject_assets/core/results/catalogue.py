@@ -1,0 +1,319 @@
+"""The tables of `results.duckdb`: columns, keys, what each means and when it is empty.
+
+This is a public contract: columns may be added, never renamed.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from kinject_assets.core.schema import Condition, arrow_schema
+
+_KINDS = {
+    "string": "VARCHAR",
+    "int64": "BIGINT",
+    "double": "DOUBLE",
+    "bool": "BOOLEAN",
+    "timestamp[us, tz=UTC]": "TIMESTAMP",
+    "list<item: string>": "VARCHAR[]",
+    "list<element: string>": "VARCHAR[]",
+    "list<item: double>": "DOUBLE[]",
+    "list<element: double>": "DOUBLE[]",
+}
+
+
+def columns_of(row_type: type, *leave_out: str) -> dict[str, str]:
+    """DuckDB columns of a row class."""
+    return {
+        field.name: _KINDS[str(field.type)]
+        for field in arrow_schema(row_type)
+        if field.name not in leave_out
+    }
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of the database.
+
+    Attributes:
+        columns: Column -> DuckDB type.
+        key: Primary key.
+        comment: What a row is.
+        empty: Why it may hold no rows.
+    """
+
+    columns: Mapping[str, str]
+    key: tuple[str, ...]
+    comment: str
+    empty: str
+
+    def ddl(self, name: str) -> str:
+        """Statement that creates the table."""
+        columns = ", ".join(f'"{column}" {kind}' for column, kind in self.columns.items())
+        return f'CREATE TABLE "{name}" ({columns}, PRIMARY KEY ({", ".join(self.key)}))'
+
+
+def _columns(text: str) -> dict[str, str]:
+    """Columns from `name TYPE, name TYPE`."""
+    pairs = (part.split() for part in text.split(","))
+    return {name: kind for name, kind in pairs}
+
+
+CONDITION = columns_of(Condition)
+
+
+def tables() -> dict[str, Table]:
+    """Every table by name, in the order of the flow of data."""
+    from kinject_assets.core import schema
+
+    return {
+        "corpora": Table(
+            _columns("corpus VARCHAR, title VARCHAR, table_number BIGINT, exam VARCHAR"),
+            ("corpus",),
+            "A corpus and the table of the study that it belongs to.",
+            "Never: the profile has at least one corpus.",
+        ),
+        "models": Table(
+            _columns(
+                "model VARCHAR, source VARCHAR, revision VARCHAR, architecture VARCHAR, "
+                "parameters BIGINT, knowledge_cutoff DATE"
+            ),
+            ("model",),
+            "A language model under study. Architecture and parameters are read from a full "
+            "checkpoint trained from it, or from what the scoring step counted.",
+            "Never: the profile has at least one model.",
+        ),
+        "articles": Table(
+            columns_of(schema.Article, "headings", "bodies"),
+            ("article_id", "revision_id"),
+            "One revision of an article, as it was fetched. Times are UTC.",
+            "No corpus has been fetched.",
+        ),
+        "chunks": Table(
+            columns_of(schema.Chunk, "revision_id", "ordinal"),
+            ("chunk_id",),
+            "A passage: the unit of retrieval, question writing and paraphrasing. Corpora share "
+            "chunks; membership is in corpus_chunks.",
+            "No corpus has been cut into chunks.",
+        ),
+        "corpus_chunks": Table(
+            _columns("corpus VARCHAR, chunk_id VARCHAR, revision_id VARCHAR, ordinal BIGINT"),
+            ("corpus", "chunk_id"),
+            "Which chunks a corpus holds, and in which article revision it read each.",
+            "No corpus has been cut into chunks.",
+        ),
+        "questions": Table(
+            columns_of(schema.Question, "split", "retired"),
+            ("question_id",),
+            "A multiple-choice question; gold is the index of the right option, from 0.",
+            "No exam has been loaded or written.",
+        ),
+        "corpus_questions": Table(
+            _columns(
+                "corpus VARCHAR, question_id VARCHAR, split VARCHAR, retired BOOLEAN, fold BIGINT"
+            ),
+            ("corpus", "question_id"),
+            "Which questions a corpus's exam holds. Only test questions that are not retired are "
+            "scored; fold is the part that the question is in when K is chosen by cross-fitting.",
+            "No exam has been loaded or written.",
+        ),
+        "rejections": Table(
+            columns_of(schema.Rejection),
+            ("rejection_id",),
+            "A generated text that a gate turned away, and why.",
+            "Every generated text was accepted, or nothing was generated (MMLU exams).",
+        ),
+        "paraphrases": Table(
+            columns_of(schema.Paraphrase),
+            ("paraphrase_id",),
+            "A rewriting of a chunk, for training or for validation; a recipe with n paraphrases "
+            "reads ordinals below n.",
+            "The grid has no recipe, so nothing is trained.",
+        ),
+        "retrieved": Table(
+            columns_of(schema.Retrieved),
+            ("corpus", "question_id", "retriever", "rank"),
+            "A chunk that a retriever brought for a question; rank from 1, hit marks the chunk "
+            "that the question was written from.",
+            "The grid has neither rag nor ft_rag.",
+        ),
+        "checkpoints": Table(
+            columns_of(schema.Checkpoint),
+            ("checkpoint_id",),
+            "A trained model.",
+            "The grid has no recipe, or no checkpoint has been trained yet.",
+        ),
+        "trials": Table(
+            columns_of(schema.Trial),
+            ("checkpoint_id", "trial", "epoch"),
+            "One epoch of one learning-rate trial of a checkpoint (a trial has a row an epoch); "
+            "kept marks the epoch whose weights the checkpoint holds.",
+            "No checkpoint has been trained.",
+        ),
+        "damage": Table(
+            columns_of(schema.Damage),
+            ("checkpoint_id", "probe"),
+            "What training did to something else than the corpus: a probe before and after.",
+            "No checkpoint has been trained, or training.general_text is not set.",
+        ),
+        "conditions": Table(
+            CONDITION,
+            ("condition_id",),
+            "One way to answer an exam.",
+            "No exam has been answered.",
+        ),
+        "answers": Table(
+            columns_of(schema.Answer),
+            ("condition_id", "question_id"),
+            "A model's answer to one question under one condition; logliks in nats, one an option.",
+            "No exam has been answered.",
+        ),
+        "k_choices": Table(
+            _columns("condition_id VARCHAR, fold BIGINT, k BIGINT"),
+            ("condition_id", "fold"),
+            "The K that cross-fitting chose for each fold on the questions of all other folds, "
+            "pooled over the corpora of the same table; condition_id is the one that scores names.",
+            "Nothing was answered with retrieved text.",
+        ),
+        "scores": Table(
+            {
+                "k_rule": "VARCHAR",
+                "stratum": "VARCHAR",
+                **CONDITION,
+                "n": "BIGINT",
+                "correct": "BIGINT",
+                "accuracy": "DOUBLE",
+                "ci_low": "DOUBLE",
+                "ci_high": "DOUBLE",
+                "chance": "DOUBLE",
+                "above_chance": "BOOLEAN",
+                "above_chance_shown": "BOOLEAN",
+                "relative_gain": "DOUBLE",
+                "relative_gain_low": "DOUBLE",
+                "relative_gain_high": "DOUBLE",
+                "k_stability": "DOUBLE",
+                "main": "BOOLEAN",
+            },
+            ("condition_id", "k_rule", "stratum"),
+            "Accuracy with Wilson's 95 % interval. k_rule says how K was chosen: fixed (every K), "
+            "test_best (the study's rule, optimistic) or cross_fitted, where condition_id and k "
+            "are those of the K that most folds chose and accuracy is that of each fold under its "
+            "own K (k_choices). Conditions without retrieval stand under all three. above_chance "
+            "is Eq. 2 (accuracy > chance), above_chance_shown asks it of ci_low. relative_gain is "
+            "Eq. 5 against the base model. main marks what the views show: the profile's choice "
+            "format and query, the first retriever, no rotation, seed 0.",
+            "No exam has been answered.",
+        ),
+        "comparisons": Table(
+            _columns(
+                "condition_a VARCHAR, condition_b VARCHAR, stratum VARCHAR, family VARCHAR, "
+                "k_rule VARCHAR, n BIGINT, only_a BIGINT, only_b BIGINT, difference DOUBLE, "
+                "ci_low DOUBLE, ci_high DOUBLE, p_value DOUBLE, p_adjusted DOUBLE, "
+                "detectable_difference DOUBLE, verdict VARCHAR"
+            ),
+            ("condition_a", "condition_b", "stratum"),
+            "A against B on the same questions: Tango's 95 % score interval of the difference, "
+            "McNemar's exact test, Holm's adjustment within the family, and the difference that "
+            "would have been found with 80 % power.",
+            "Fewer than two methods have been answered in any corpus.",
+        ),
+        "claims": Table(
+            _columns(
+                "claim VARCHAR, statement VARCHAR, verdict VARCHAR, evidence VARCHAR, "
+                "family VARCHAR, rule VARCHAR, published_verdict VARCHAR, "
+                "published_evidence VARCHAR"
+            ),
+            ("claim",),
+            "A claim of the study, judged on this profile's results and, where they are given, on "
+            "the published tables.",
+            "Never: a claim without data is `not tested`.",
+        ),
+        "generations": Table(
+            columns_of(schema.Generation),
+            ("generation_id",),
+            "A request to the language model service, as the ledger has it.",
+            "Nothing was asked of a language model service.",
+        ),
+        "lineage": Table(
+            _columns(
+                "child_kind VARCHAR, child_id VARCHAR, parent_kind VARCHAR, parent_id VARCHAR"
+            ),
+            ("child_kind", "child_id", "parent_kind", "parent_id"),
+            "What each thing was made from: answer to question, checkpoint and retrieved chunks; "
+            "checkpoint to chunks and paraphrases; question and paraphrase to chunk and "
+            "generation; chunk to article (id article_id@revision_id).",
+            "No chunks have been made.",
+        ),
+        "artefacts": Table(
+            _columns(
+                "artefact VARCHAR, asset VARCHAR, logical_version VARCHAR, code_version VARCHAR, "
+                "run_id VARCHAR, started_at TIMESTAMP, finished_at TIMESTAMP, libraries VARCHAR"
+            ),
+            ("artefact",),
+            "What the database was built from: each artefact of the lake with its version; "
+            "libraries is a JSON object.",
+            "The lake is empty.",
+        ),
+    }
+
+
+METHOD_COLUMNS: Mapping[int, tuple[tuple[str, str], ...]] = {
+    1: (
+        ("base", "method = 'base'"),
+        ("base_rag", "method = 'rag'"),
+        ("ft", "method = 'ft' AND recipe = reg"),
+        ("ft_rag", "method = 'ft_rag' AND recipe = reg"),
+    ),
+    2: (
+        ("base", "method = 'base'"),
+        ("base_rag", "method = 'rag'"),
+        ("ft_reg", "method = 'ft' AND recipe = reg"),
+        ("ft_par", "method = 'ft' AND recipe = par"),
+        ("ft_ctl", "method = 'ft' AND recipe = ctl"),
+        ("ft_reg_rag", "method = 'ft_rag' AND recipe = reg"),
+        ("ft_par_rag", "method = 'ft_rag' AND recipe = par"),
+        ("ft_ctl_rag", "method = 'ft_rag' AND recipe = ctl"),
+    ),
+}
+"""Table of the study -> its columns of accuracies, and which scores stand in them."""
+
+
+def view_ddl(number: int) -> str:
+    """Statement that creates the view `table1` or `table2`.
+
+    Full fine-tuning stands in the tables; where a model has none, low-rank adapters do. FT-par is
+    the recipe with the most paraphrases, the control the one of that recipe.
+    """
+    columns = ", ".join(
+        f"max({value}) FILTER ({where}) AS {name}{ending}"
+        for name, where in METHOD_COLUMNS[number]
+        for value, ending in (("accuracy", ""), ("ci_low", "_low"), ("ci_high", "_high"))
+    )
+    keys = "corpus AS task, shots, model" if number == 1 else "model"
+    rest = "max(n) AS n" if number == 1 else "max(n) AS n, corpus"
+    shots = "" if number == 1 else "AND shots = 0"
+    order = "task, shots, model" if number == 1 else "corpus, model"
+    return f"""
+        CREATE VIEW table{number} AS
+        WITH shown AS (
+            SELECT s.*, regexp_extract(recipe, '^(full|lora|qlora)[.]', 1) AS training,
+                regexp_extract(recipe, '^[a-z]+[.]([pr])', 1) AS kind,
+                TRY_CAST(regexp_extract(recipe, '[.][pr]([0-9]+)', 1) AS INTEGER) AS paraphrases
+            FROM scores s JOIN corpora USING (corpus)
+            WHERE s.k_rule = 'cross_fitted' AND s.stratum = 'all' AND s.main
+                AND table_number = {number} {shots}
+        ), chosen AS (
+            SELECT corpus AS corpus_, model AS model_, min(training) AS training_,
+                max(paraphrases) FILTER (kind = 'p' AND paraphrases > 0) AS most
+            FROM shown WHERE recipe <> '' AND training = (
+                SELECT min(t.training) FROM shown t
+                WHERE t.corpus = shown.corpus AND t.model = shown.model AND t.recipe <> '')
+            GROUP BY ALL
+        ), named AS (
+            SELECT shown.*, training_ || '.p00' AS reg,
+                training_ || '.p' || lpad(CAST(most AS VARCHAR), 2, '0') AS par,
+                training_ || '.r' || lpad(CAST(most AS VARCHAR), 2, '0') AS ctl
+            FROM shown LEFT JOIN chosen ON corpus = corpus_ AND model = model_
+        )
+        SELECT {keys}, {columns}, {rest}
+        FROM named GROUP BY corpus, shots, model ORDER BY {order}
+    """

@@ -1,0 +1,375 @@
+"""Builds `results.duckdb` from the lake: a pure function, swapped in whole."""
+
+import json
+import uuid
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from kinject_assets.config import Corpus, Profile
+from kinject_assets.core import schema
+from kinject_assets.core.manifest import Manifest
+from kinject_assets.core.progress import Report, silent
+from kinject_assets.core.results import ancestry
+from kinject_assets.core.results.catalogue import Table, tables, view_ddl
+from kinject_assets.core.results.evidence import gather
+from kinject_assets.core.results.scores import Exam, score_all, score_rows
+from kinject_assets.core.statistics.claims import RULES, judge, published
+from kinject_assets.core.statistics.comparisons import compare_all
+from kinject_assets.core.statistics.selection import fold_of
+from kinject_assets.core.store import Cell, Store
+
+if TYPE_CHECKING:
+    import duckdb
+    import pyarrow as pa
+
+Row = TypeVar("Row")
+Rows = list[dict[str, Any]]
+
+DATABASE = "results.duckdb"
+"""Name of the database below the profile's folder."""
+
+ANSWERS = ("answers_base", "answers_rag", "answers_ft", "answers_ft_rag")
+
+
+@dataclass
+class Lake:
+    """Everything that the published artefacts hold, by corpus where corpora share rows."""
+
+    published: list[tuple[Cell, Manifest]]
+    articles: list[schema.Article] = field(default_factory=list)
+    chunks: dict[str, list[schema.Chunk]] = field(default_factory=dict)
+    questions: dict[str, list[schema.Question]] = field(default_factory=dict)
+    paraphrases: dict[str, list[schema.Paraphrase]] = field(
+        default_factory=lambda: defaultdict(list)
+    )
+    rejections: list[schema.Rejection] = field(default_factory=list)
+    retrieved: list[schema.Retrieved] = field(default_factory=list)
+    checkpoints: list[schema.Checkpoint] = field(default_factory=list)
+    trials: list[schema.Trial] = field(default_factory=list)
+    damage: list[schema.Damage] = field(default_factory=list)
+    conditions: dict[str, schema.Condition] = field(default_factory=dict)
+    answers: list[schema.Answer] = field(default_factory=list)
+    sizes: dict[str, tuple[str | None, int | None]] = field(default_factory=dict)
+
+
+def read_lake(store: Store, report: Report = silent) -> Lake:
+    """Reads every published artefact; what is not there is left empty."""
+    lake = Lake([(c, m) for c, m in store.published() if c.parts])
+    for done, (cell, manifest) in enumerate(lake.published, 1):
+        _read_cell(store, lake, cell, manifest)
+        report(f"read {cell}", done, len(lake.published))
+    return lake
+
+
+def _read_cell(store: Store, lake: Lake, cell: Cell, manifest: Manifest) -> None:
+    def rows(name: str, row_type: type[Row]) -> list[Row]:
+        return store.rows(cell, name, row_type)
+
+    corpus = cell.parts[0]
+    match cell.asset:
+        case "articles":
+            lake.articles += rows("articles", schema.Article)
+        case "chunks":
+            lake.chunks[corpus] = rows("chunks", schema.Chunk)
+        case "questions":
+            lake.questions[corpus] = rows("questions", schema.Question)
+            lake.rejections += rows("rejections", schema.Rejection)
+        case "paraphrases" | "validation_paraphrases":
+            lake.paraphrases[corpus] += rows("paraphrases", schema.Paraphrase)
+            lake.rejections += rows("rejections", schema.Rejection)
+        case "retrieved":
+            lake.retrieved += rows("retrieved", schema.Retrieved)
+        case "checkpoint":
+            found = rows("checkpoint", schema.Checkpoint)
+            lake.checkpoints += found
+            lake.trials += rows("trials", schema.Trial)
+            lake.damage += rows("damage", schema.Damage)
+            for checkpoint in found:
+                if checkpoint.method == "full":
+                    lake.sizes[checkpoint.model] = _size(store.path(cell, "model"))
+        case asset if asset in ANSWERS:
+            lake.conditions |= {c.condition_id: c for c in rows("conditions", schema.Condition)}
+            lake.answers += rows("answers", schema.Answer)
+            counts = manifest.counts
+            if counts.get("parameters"):
+                model = cell.parts[1] if len(cell.parts) > 1 else ""
+                if asset in {"answers_base", "answers_rag"}:
+                    lake.sizes[model] = (counts.get("architecture"), counts["parameters"])
+
+
+def _size(folder: Path) -> tuple[str | None, int | None]:
+    """Architecture and number of parameters of a saved full model, from its headers alone."""
+    config = folder / "config.json"
+    names = json.loads(config.read_text()).get("architectures") if config.exists() else None
+    total = 0
+    for path in sorted(folder.glob("*.safetensors")):
+        with path.open("rb") as handle:
+            header = json.loads(handle.read(int.from_bytes(handle.read(8), "little")))
+        for name, tensor in header.items():
+            if name != "__metadata__":
+                count = 1
+                for extent in tensor["shape"]:
+                    count *= extent
+                total += count
+    return (names[0] if names else None), total or None
+
+
+def corpus_settings(profile: Profile, corpus: str) -> Corpus | None:
+    """A corpus's settings; those of its rolling window for a frozen release of it."""
+    if corpus in profile.corpora:
+        return profile.corpora[corpus]
+    stem = corpus.split("-", 1)[0]
+    return profile.corpora.get(f"{stem}-current") or profile.corpora.get(stem)
+
+
+def _exams(lake: Lake, profile: Profile) -> dict[str, Exam]:
+    article_of = {c.chunk_id: c.article_id for chunks in lake.chunks.values() for c in chunks}
+    exams: dict[str, Exam] = {}
+    corpora = {c.corpus for c in lake.conditions.values()} | set(lake.questions)
+    for corpus in sorted(corpora):
+        settings = corpus_settings(profile, corpus)
+        questions = lake.questions.get(corpus, [])
+        scored = [q for q in questions if q.split == "test" and not q.retired]
+        fold = {q.question_id: _fold(q, article_of, profile.scoring.folds) for q in scored}
+        chance = {q.question_id: 1 / len(q.options) for q in scored}
+        exams[corpus] = Exam(settings.table if settings else 2, fold, chance)
+    return exams
+
+
+def _fold(question: schema.Question, article_of: Mapping[str, str], folds: int) -> int:
+    key = question.chunk_id and article_of.get(question.chunk_id, question.chunk_id)
+    return fold_of(key or question.question_id, folds)
+
+
+def _merged(rows: Iterable[Any], *leave_out: str) -> Rows:
+    return [{k: v for k, v in asdict(row).items() if k not in leave_out} for row in rows]
+
+
+def _moment(text: str) -> datetime | None:
+    return datetime.fromisoformat(text).astimezone(UTC) if text else None
+
+
+def _content(
+    lake: Lake,
+    profile: Profile,
+    generations: Sequence[schema.Generation],
+    references: Path | None,
+    report: Report,
+) -> dict[str, Iterable[Mapping[str, Any]]]:
+    """Rows of every table."""
+    exams = _exams(lake, profile)
+    folds = profile.scoring.folds
+    article_of = {c.chunk_id: c.article_id for chunks in lake.chunks.values() for c in chunks}
+    report("scoring")
+    scored = score_all(list(lake.conditions.values()), lake.answers, exams, folds)
+    scores = score_rows(scored, exams, profile)
+    report("comparing")
+    comparisons = compare_all(scored.systems)
+    numbers = {corpus: exam.table for corpus, exam in exams.items()}
+    known = {c.claim: c for c in judge(published(references))} if references else {}
+    rules = {rule.claim: rule for rule in RULES}
+    return {
+        "corpora": [
+            {
+                "corpus": corpus,
+                "title": settings.title if settings else "",
+                "table_number": settings.table if settings else 2,
+                "exam": settings.exam.kind if settings else "generated",
+            }
+            for corpus in sorted({*profile.corpora, *exams, *lake.chunks})
+            for settings in (corpus_settings(profile, corpus),)
+        ],
+        "models": [
+            {
+                "model": name,
+                "source": model.source,
+                "revision": model.revision,
+                "architecture": lake.sizes.get(name, (None, None))[0],
+                "parameters": lake.sizes.get(name, (None, None))[1],
+                "knowledge_cutoff": model.knowledge_cutoff,
+            }
+            for name, model in profile.models.items()
+        ],
+        "articles": _merged(lake.articles, "headings", "bodies"),
+        "chunks": [
+            row
+            for chunks in lake.chunks.values()
+            for row in _merged(chunks, "revision_id", "ordinal")
+        ],
+        "corpus_chunks": [
+            {
+                "corpus": corpus,
+                "chunk_id": c.chunk_id,
+                "revision_id": c.revision_id,
+                "ordinal": c.ordinal,
+            }
+            for corpus, chunks in lake.chunks.items()
+            for c in chunks
+        ],
+        "questions": [
+            row
+            for questions in lake.questions.values()
+            for row in _merged(questions, "split", "retired")
+        ],
+        "corpus_questions": [
+            {
+                "corpus": corpus,
+                "question_id": q.question_id,
+                "split": q.split,
+                "retired": q.retired,
+                "fold": _fold(q, article_of, folds),
+            }
+            for corpus, questions in lake.questions.items()
+            for q in questions
+        ],
+        "rejections": _merged(lake.rejections),
+        "paraphrases": [row for found in lake.paraphrases.values() for row in _merged(found)],
+        "retrieved": _merged(lake.retrieved),
+        "checkpoints": _merged(lake.checkpoints),
+        "trials": _merged(lake.trials),
+        "damage": _merged(lake.damage),
+        "conditions": _merged(lake.conditions.values()),
+        "answers": _merged(lake.answers),
+        "k_choices": [
+            {"condition_id": condition, "fold": fold, "k": k}
+            for condition, choice in scored.choices.items()
+            for fold, k in choice.by_fold.items()
+        ],
+        "scores": scores,
+        "comparisons": _merged(comparisons),
+        "claims": [
+            {
+                **asdict(claim),
+                "family": rules[claim.claim].family,
+                "rule": rules[claim.claim].rule,
+                "published_verdict": known[claim.claim].verdict if known else None,
+                "published_evidence": known[claim.claim].evidence if known else None,
+            }
+            for claim in judge(gather(scores, comparisons, numbers))
+        ],
+        "generations": _merged(generations),
+        "lineage": _lineage(lake),
+        "artefacts": [
+            {
+                "artefact": str(cell),
+                "asset": cell.asset,
+                "logical_version": m.logical_version,
+                "code_version": m.code_version,
+                "run_id": m.run_id,
+                "started_at": _moment(m.started_at),
+                "finished_at": _moment(m.finished_at),
+                "libraries": json.dumps(m.libraries, sort_keys=True),
+            }
+            for cell, m in lake.published
+        ],
+    }
+
+
+def _lineage(lake: Lake) -> Rows:
+    edges = [
+        edge
+        for found in (
+            *(ancestry.of_chunks(chunks) for chunks in lake.chunks.values()),
+            *(ancestry.of_texts("question", q, "question_id") for q in lake.questions.values()),
+            *(
+                ancestry.of_texts("paraphrase", p, "paraphrase_id")
+                for p in lake.paraphrases.values()
+            ),
+            ancestry.of_checkpoints(lake.checkpoints, lake.chunks, lake.paraphrases),
+            ancestry.of_answers(lake.answers, lake.conditions, lake.retrieved),
+        )
+        for edge in found
+    ]
+    names = ("child_kind", "child_id", "parent_kind", "parent_id")
+    return [dict(zip(names, edge, strict=True)) for edge in edges]
+
+
+def _arrow(rows: Iterable[Mapping[str, Any]], table: Table) -> "pa.Table":
+    """Rows without repetitions of a key (the first is kept), sorted by it."""
+    import pyarrow as pa
+
+    kinds = {
+        "VARCHAR": pa.string(),
+        "BIGINT": pa.int64(),
+        "DOUBLE": pa.float64(),
+        "BOOLEAN": pa.bool_(),
+        "DATE": pa.date32(),
+        "TIMESTAMP": pa.timestamp("us", tz="UTC"),
+        "VARCHAR[]": pa.list_(pa.string()),
+        "DOUBLE[]": pa.list_(pa.float64()),
+    }
+    unique: dict[tuple[Any, ...], Mapping[str, Any]] = {}
+    for row in rows:
+        unique.setdefault(tuple(row[column] for column in table.key), row)
+    return pa.Table.from_pylist(
+        [dict(unique[key]) for key in sorted(unique)],
+        schema=pa.schema([(column, kinds[kind]) for column, kind in table.columns.items()]),
+    )
+
+
+def _fill(
+    connection: "duckdb.DuckDBPyConnection",
+    content: Mapping[str, Iterable[Mapping[str, Any]]],
+    report: Report,
+) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    catalogue = tables()
+    # Arrow's times carry their zone; a session in UTC keeps them as they are.
+    connection.execute("SET TimeZone = 'UTC'")
+    for done, (name, table) in enumerate(catalogue.items(), 1):
+        connection.execute(table.ddl(name))
+        rows = _arrow(content[name], table)
+        connection.register("incoming", rows)
+        connection.execute(f'INSERT INTO "{name}" BY NAME SELECT * FROM incoming')
+        connection.unregister("incoming")
+        text = f"{table.comment} Empty when: {table.empty}".replace("'", "''")
+        connection.execute(f"COMMENT ON TABLE \"{name}\" IS '{text}'")
+        counts[name] = rows.num_rows
+        report(f"table {name}", done, len(catalogue))
+    for number in (1, 2):
+        connection.execute(view_ddl(number))
+    return counts
+
+
+def build_database(
+    store: Store,
+    profile: Profile,
+    *,
+    generations: Sequence[schema.Generation] = (),
+    references: Path | None = None,
+    report: Report = silent,
+) -> dict[str, int]:
+    """Builds the database anew beside the old one and swaps it in.
+
+    Args:
+        store: The lake; whatever of it has been published is read.
+        profile: The experiment.
+        generations: The ledger of requests to the language model service.
+        references: Folder of the published tables, for the claims' self-test.
+        report: Told how far it is.
+
+    Returns:
+        Rows of each table.
+
+    Raises:
+        BrokenArtefact: If a published file is gone or unreadable. The old database stays.
+    """
+    import duckdb
+
+    lake = read_lake(store, report)
+    content = _content(lake, profile, generations, references, report)
+    store.root.mkdir(parents=True, exist_ok=True)
+    partial = store.root / f".{DATABASE}.{uuid.uuid4().hex}"
+    try:
+        with closing(duckdb.connect(str(partial))) as connection:
+            counts = _fill(connection, content, report)
+        partial.replace(store.root / DATABASE)
+    finally:
+        for leftover in (partial, partial.with_name(f"{partial.name}.wal")):
+            leftover.unlink(missing_ok=True)
+    return counts

@@ -1,0 +1,222 @@
+"""Scores of every condition under every rule of choosing K, from conditions and answers."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from kinject_assets.config import Profile
+from kinject_assets.core.schema import Answer, Condition
+from kinject_assets.core.statistics.comparisons import System
+from kinject_assets.core.statistics.intervals import (
+    relative_gain,
+    relative_gain_interval,
+    wilson,
+)
+from kinject_assets.core.statistics.selection import (
+    Choice,
+    best_k,
+    cross_fit,
+    cross_fitted_outcomes,
+)
+
+STRATUM = "all"
+
+
+@dataclass(frozen=True)
+class Exam:
+    """The scored questions of a corpus.
+
+    Attributes:
+        table: Table of the study that the corpus belongs to.
+        fold: Test question that is not retired -> fold.
+        chance: Question -> 1 / number of its options.
+    """
+
+    table: int
+    fold: Mapping[str, int]
+    chance: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What `score_all` gives.
+
+    Attributes:
+        systems: Every score's condition, rule and outcomes.
+        choices: Condition that a cross-fitted score names -> the choice.
+    """
+
+    systems: list[System]
+    choices: dict[str, Choice]
+
+
+def _outcomes(
+    answers: Iterable[Answer], conditions: Mapping[str, Condition], exams: Mapping[str, Exam]
+) -> dict[str, dict[str, bool]]:
+    found: dict[str, dict[str, bool]] = defaultdict(dict)
+    for answer in answers:
+        condition = conditions.get(answer.condition_id)
+        if condition and answer.question_id in exams[condition.corpus].fold:
+            found[condition.condition_id][answer.question_id] = answer.correct
+    return found
+
+
+def _variant(condition: Condition) -> tuple[Any, ...]:
+    """All of a condition but its K and corpus."""
+    fields = asdict(condition)
+    return tuple(v for key, v in fields.items() if key not in {"condition_id", "k", "corpus"})
+
+
+def score_all(
+    conditions: Sequence[Condition],
+    answers: Iterable[Answer],
+    exams: Mapping[str, Exam],
+    folds: int,
+) -> Scored:
+    """Every condition's outcomes under every rule, in a fixed order.
+
+    K is cross-fitted per model, shots, method and recipe, pooled over the corpora of one table
+    that were answered with the same values of K.
+    """
+    by_id = {condition.condition_id: condition for condition in conditions}
+    outcomes = _outcomes(answers, by_id, exams)
+    scored = Scored([], {})
+    families: dict[tuple[Any, ...], dict[str, dict[int, Condition]]] = defaultdict(dict)
+    for condition in sorted(by_id.values(), key=lambda c: c.condition_id):
+        if condition.condition_id not in outcomes:
+            continue
+        mine = outcomes[condition.condition_id]
+        scored.systems.append(System(condition, "fixed", mine))
+        if condition.k == 0:
+            scored.systems.append(System(condition, "test_best", mine))
+            scored.systems.append(System(condition, "cross_fitted", mine))
+        else:
+            key = (exams[condition.corpus].table, *_variant(condition))
+            families[key].setdefault(condition.corpus, {})[condition.k] = condition
+    for corpora in families.values():
+        for corpus, by_k in corpora.items():
+            _add_test_best(scored, by_k, outcomes)
+            pool = {c: ks for c, ks in corpora.items() if set(ks) == set(by_k)}
+            _add_cross_fitted(scored, corpus, pool, outcomes, exams, folds)
+    return scored
+
+
+def _add_test_best(
+    scored: Scored, by_k: Mapping[int, Condition], outcomes: Mapping[str, Mapping[str, bool]]
+) -> None:
+    mine = {k: outcomes[condition.condition_id] for k, condition in by_k.items()}
+    shared = set.intersection(*(set(o) for o in mine.values()))
+    k = best_k({k: sum(o[q] for q in shared) for k, o in mine.items()})
+    scored.systems.append(System(by_k[k], "test_best", mine[k]))
+
+
+def _add_cross_fitted(
+    scored: Scored,
+    corpus: str,
+    pool: Mapping[str, Mapping[int, Condition]],
+    outcomes: Mapping[str, Mapping[str, bool]],
+    exams: Mapping[str, Exam],
+    folds: int,
+) -> None:
+    # A question that two corpora share is one question: its fold is the same in both.
+    pooled = {
+        k: {
+            (c, q): correct
+            for c, ks in pool.items()
+            for q, correct in outcomes[ks[k].condition_id].items()
+        }
+        for k in pool[corpus]
+    }
+    fold = {(c, q): f for c in pool for q, f in exams[c].fold.items()}
+    choice = cross_fit(pooled, fold, folds)
+    mine = {k: outcomes[c.condition_id] for k, c in pool[corpus].items()}
+    condition = pool[corpus][choice.k]
+    fitted = cross_fitted_outcomes(mine, exams[corpus].fold, choice)
+    scored.systems.append(System(condition, "cross_fitted", fitted))
+    scored.choices[condition.condition_id] = choice
+
+
+def _base_of(system: System, bases: Mapping[tuple[Any, ...], System]) -> System | None:
+    return bases.get(_base_key(system.condition))
+
+
+def _base_key(c: Condition) -> tuple[Any, ...]:
+    return (c.corpus, c.model, c.shots, c.choice_format, c.rotation, c.engine)
+
+
+def _main_retrievers(systems: Iterable[System]) -> dict[tuple[str, str], str]:
+    """The first retriever by name of each corpus and model."""
+    found: dict[tuple[str, str], str] = {}
+    for system in systems:
+        c = system.condition
+        if c.retriever:
+            key = (c.corpus, c.model)
+            found[key] = min(found.get(key, c.retriever), c.retriever)
+    return found
+
+
+def score_rows(scored: Scored, exams: Mapping[str, Exam], profile: Profile) -> list[dict[str, Any]]:
+    """Rows of the table `scores`."""
+    bases = {
+        _base_key(s.condition): s
+        for s in scored.systems
+        if s.condition.method == "base" and s.k_rule == "fixed"
+    }
+    retrievers = _main_retrievers(scored.systems)
+    rows: list[dict[str, Any]] = []
+    for system in scored.systems:
+        c = system.condition
+        n, correct = len(system.outcomes), sum(system.outcomes.values())
+        interval = wilson(correct, n)
+        chances = exams[c.corpus].chance
+        chance = sum(chances[q] for q in system.outcomes) / n if n else None
+        choice = scored.choices.get(c.condition_id) if system.k_rule == "cross_fitted" else None
+        accuracy = correct / n if n else None
+        rows.append(
+            {
+                "k_rule": system.k_rule,
+                "stratum": STRATUM,
+                **asdict(c),
+                "n": n,
+                "correct": correct,
+                "accuracy": accuracy,
+                "ci_low": interval.low,
+                "ci_high": interval.high,
+                "chance": chance,
+                "above_chance": None if chance is None else (accuracy or 0.0) > chance,
+                "above_chance_shown": None if chance is None else interval.low > chance,
+                **_gain(system, _base_of(system, bases)),
+                "k_stability": choice.stability if choice else None,
+                "main": (
+                    c.choice_format == profile.scoring.choice_format
+                    and not c.rotation
+                    and c.seed == 0
+                    and (
+                        c.k == 0
+                        or (
+                            c.retriever == retrievers[c.corpus, c.model]
+                            and c.query == profile.retrieval.query
+                        )
+                    )
+                ),
+            }
+        )
+    return rows
+
+
+def _gain(system: System, base: System | None) -> dict[str, float | None]:
+    """Eq. 5 against the base model, on the questions that both answered."""
+    gain, interval = None, None
+    if base is not None and base.condition.method != system.condition.method:
+        shared = system.outcomes.keys() & base.outcomes.keys()
+        both = sum(system.outcomes[q] and base.outcomes[q] for q in shared)
+        after = sum(system.outcomes[q] for q in shared)
+        before = sum(base.outcomes[q] for q in shared)
+        gain = relative_gain(after, before)
+        interval = relative_gain_interval(both, after - both, before - both)
+    return {
+        "relative_gain": gain,
+        "relative_gain_low": interval.low if interval else None,
+        "relative_gain_high": interval.high if interval else None,
+    }

@@ -1,0 +1,1 @@
+"""Answering exams: prompts, the model behind them, and an answer for every question."""

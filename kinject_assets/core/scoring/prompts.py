@@ -1,0 +1,130 @@
+"""What a model is shown: the layout of prompts, and how one is made to fit the model's window.
+
+The formats are those of lm-evaluation-harness: `letter` is `mmlu_*` (options are shown, the letter
+is scored), `text` is `mmlu_continuation_*` (the option's text is scored). The parts of a prompt
+stand in the order description, shots, retrieved chunks (best first), question, a blank line between
+any two.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from kinject_assets.core.errors import KinjectError
+from kinject_assets.core.schema import Question
+
+LETTERS = "ABCDEFGH"
+BETWEEN = "\n\n"
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A question as a model is shown it.
+
+    Attributes:
+        shots: Solved examples.
+        chunks: Retrieved texts, best first.
+        options: Continuations that are scored, each with its leading space.
+    """
+
+    description: str
+    shots: tuple[str, ...]
+    chunks: tuple[str, ...]
+    question: str
+    options: tuple[str, ...]
+
+    @property
+    def text(self) -> str:
+        """All in front of an option."""
+        parts = [*self.shots, *self.chunks, self.question]
+        return self.description + BETWEEN.join(parts)
+
+
+def describe(subject: str, choice_format: str) -> str:
+    """The line in front of the questions of an MMLU subject, as lm-eval's tasks have it."""
+    kind = "multiple choice questions" if choice_format == "letter" else "questions"
+    return f"The following are {kind} (with answers) about {subject.replace('_', ' ')}.{BETWEEN}"
+
+
+def ask(question: Question, choice_format: str) -> str:
+    """A question up to and with `Answer:`."""
+    stem = question.stem.strip()
+    if choice_format == "text":
+        return f"Question: {stem}\nAnswer:"
+    options = "".join(
+        f"\n{letter}. {option}" for letter, option in zip(LETTERS, question.options, strict=False)
+    )
+    return f"{stem}{options}\nAnswer:"
+
+
+def continuations(question: Question, choice_format: str) -> tuple[str, ...]:
+    """What is scored for each option."""
+    if choice_format == "text":
+        return tuple(f" {option}" for option in question.options)
+    return tuple(f" {letter}" for letter in LETTERS[: len(question.options)])
+
+
+def solve(question: Question, choice_format: str) -> str:
+    """A question with its right answer: a shot."""
+    return ask(question, choice_format) + continuations(question, choice_format)[question.gold]
+
+
+def build(
+    question: Question,
+    choice_format: str,
+    shots: Sequence[Question] = (),
+    chunks: Sequence[str] = (),
+    subject: str = "",
+) -> Prompt:
+    """The full prompt of a question.
+
+    Args:
+        question: The one to answer.
+        choice_format: `letter` or `text`.
+        shots: Solved in this order.
+        chunks: Best first.
+        subject: MMLU subject for the description; empty for none.
+    """
+    return Prompt(
+        description=describe(subject, choice_format) if subject else "",
+        shots=tuple(solve(shot, choice_format) for shot in shots),
+        chunks=tuple(chunk.strip() for chunk in chunks),
+        question=ask(question, choice_format),
+        options=continuations(question, choice_format),
+    )
+
+
+def fit(prompt: Prompt, window: int, count: Callable[[str], int]) -> tuple[Prompt, int]:
+    """Leaves out what does not fit into the window together with the longest option.
+
+    Shots go first, the last of them first; then chunks, the worst first. What is too long even so
+    (a description and a question alone) stays as it is: the model then reads the end of it.
+
+    Args:
+        prompt: All that one would like to show.
+        window: Longest input of the model, in tokens.
+        count: Tokens of a text.
+
+    Returns:
+        The prompt to use, and how many of the full prompt's tokens the model does not see.
+
+    Raises:
+        KinjectError: If an option alone is as long as the window.
+    """
+    full = max(count(prompt.text + option) for option in prompt.options)
+    if full <= window:
+        return prompt, 0
+    longest = max(prompt.options, key=lambda option: count(prompt.text + option))
+    fitted, length = prompt, full
+    while length > window and (fitted.shots or fitted.chunks):
+        if fitted.shots:
+            fitted = replace(fitted, shots=fitted.shots[:-1])
+        else:
+            fitted = replace(fitted, chunks=fitted.chunks[:-1])
+        length = count(fitted.text + longest)
+    if length - count(fitted.text) >= window:
+        raise KinjectError(
+            f"questions: an option has more tokens than the model's window of {window}: "
+            f"`{longest.strip()[:80]}...`. Retire the question, or set scoring.choice_format to "
+            "`letter`."
+        )
+    return fitted, full - min(length, window)

@@ -1,0 +1,243 @@
+"""Paired comparisons of two ways to answer the same questions, within declared families.
+
+Which pairs are compared, and what they are corrected together with, is fixed in `FAMILIES` before
+any data is seen.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import permutations
+
+from kinject_assets.config import RecipeSpec
+from kinject_assets.core.schema import Condition
+from kinject_assets.core.statistics.intervals import paired_difference
+from kinject_assets.core.statistics.power import ALPHA, detectable_difference
+from kinject_assets.core.statistics.selection import KRule
+from kinject_assets.core.statistics.tests import holm, mcnemar
+
+
+@dataclass(frozen=True)
+class System:
+    """A condition with the rule that chose its K, and what it answered correctly.
+
+    Attributes:
+        condition: Under `cross_fitted`, the one with the K that most folds chose.
+        outcomes: Question id -> answered correctly.
+    """
+
+    condition: Condition
+    k_rule: KRule
+    outcomes: Mapping[str, bool]
+
+    @property
+    def recipe(self) -> RecipeSpec | None:
+        """What the recipe's name means; `None` without fine-tuning."""
+        return RecipeSpec.parse(self.condition.recipe) if self.condition.recipe else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """A against B on the questions that both answered.
+
+    Attributes:
+        condition_a: First condition.
+        condition_b: Second condition.
+        only_a: Questions that only A answers correctly.
+        difference: accuracy(A) - accuracy(B), with its 95 % score interval.
+        p_value: McNemar's exact test.
+        p_adjusted: The same after Holm's adjustment within the family.
+        detectable_difference: What would have been found with 80 % power at this n and
+            discordance; `None` when nothing could have been.
+        verdict: About A, by `p_adjusted` at 5 %.
+    """
+
+    condition_a: str
+    condition_b: str
+    stratum: str
+    family: str
+    k_rule: KRule
+    n: int
+    only_a: int
+    only_b: int
+    difference: float
+    ci_low: float
+    ci_high: float
+    p_value: float
+    p_adjusted: float
+    detectable_difference: float | None
+    verdict: str
+
+
+def _same_retrieval(a: System, b: System) -> bool:
+    return (a.condition.retriever, a.condition.query) == (b.condition.retriever, b.condition.query)
+
+
+def _same_shots(a: System, b: System) -> bool:
+    return a.condition.shots == b.condition.shots
+
+
+def _methods(a: System, b: System, first: str, second: str) -> bool:
+    return (a.condition.method, b.condition.method) == (first, second) and _same_shots(a, b)
+
+
+def _is_control(system: System) -> bool:
+    return system.recipe is not None and system.recipe.control_of is not None
+
+
+def _recipes_match(a: System, b: System) -> bool:
+    """The same method with and without retrieval, kind of training and seed."""
+    if a.recipe is None or b.recipe is None:
+        return False
+    return (
+        a.condition.method == b.condition.method
+        and (a.recipe.method, a.recipe.seed) == (b.recipe.method, b.recipe.seed)
+        and _same_shots(a, b)
+        and _same_retrieval(a, b)
+    )
+
+
+def _par_vs_reg(a: System, b: System) -> bool:
+    if a.recipe is None or b.recipe is None or _is_control(a) or _is_control(b):
+        return False
+    return _recipes_match(a, b) and a.recipe.n_paraphrases > b.recipe.n_paraphrases == 0
+
+
+def _par_vs_control(a: System, b: System) -> bool:
+    if b.recipe is None:
+        return False
+    return _recipes_match(a, b) and b.recipe.control_of == a.condition.recipe
+
+
+def _more_shots(a: System, b: System) -> bool:
+    mine, other = a.condition, b.condition
+    return (
+        (mine.method, mine.recipe) == (other.method, other.recipe)
+        and _same_retrieval(a, b)
+        and mine.shots > other.shots == 0
+    )
+
+
+def _larger_k(a: System, b: System) -> bool:
+    return _methods(a, b, "rag", "rag") and _same_retrieval(a, b) and a.condition.k > b.condition.k
+
+
+@dataclass(frozen=True)
+class Family:
+    """Comparisons that answer one question and are adjusted together.
+
+    Attributes:
+        name: Name in the table `comparisons`.
+        question: What it asks.
+        pairs: Whether A and B are compared; corpus, model, choice format, rotation and engine are
+            always the same.
+        k_rule: Whose answers stand for the conditions that retrieve.
+    """
+
+    name: str
+    question: str
+    pairs: Callable[[System, System], bool]
+    k_rule: KRule = "cross_fitted"
+
+
+FAMILIES: tuple[Family, ...] = (
+    Family("rag_vs_base", "Does retrieval help?", lambda a, b: _methods(a, b, "rag", "base")),
+    Family(
+        "ft_vs_base",
+        "Does fine-tuning help?",
+        lambda a, b: _methods(a, b, "ft", "base") and not _is_control(a),
+    ),
+    Family(
+        "rag_vs_ft",
+        "Is retrieval better than fine-tuning?",
+        lambda a, b: _methods(a, b, "rag", "ft") and not _is_control(b),
+    ),
+    Family(
+        "ft_rag_vs_rag",
+        "Does fine-tuning help where retrieval is used?",
+        lambda a, b: (
+            _methods(a, b, "ft_rag", "rag") and _same_retrieval(a, b) and not _is_control(a)
+        ),
+    ),
+    Family(
+        "ft_rag_vs_ft",
+        "Does retrieval help a fine-tuned model?",
+        lambda a, b: (
+            _methods(a, b, "ft_rag", "ft")
+            and a.condition.recipe == b.condition.recipe
+            and not _is_control(a)
+        ),
+    ),
+    Family("par_vs_reg", "Does training on paraphrases help?", _par_vs_reg),
+    Family(
+        "par_vs_control",
+        "Do paraphrases help beyond repeating the text as often?",
+        _par_vs_control,
+    ),
+    Family("shots", "Do few-shot examples help?", _more_shots),
+    Family("k", "Does it matter how many chunks are retrieved?", _larger_k, "fixed"),
+)
+
+
+def compare(a: System, b: System, family: str, stratum: str) -> Comparison | None:
+    """One comparison, not yet adjusted; `None` if no question was answered by both."""
+    shared = a.outcomes.keys() & b.outcomes.keys()
+    if not shared:
+        return None
+    n = len(shared)
+    only_a = sum(a.outcomes[q] and not b.outcomes[q] for q in shared)
+    only_b = sum(b.outcomes[q] and not a.outcomes[q] for q in shared)
+    interval = paired_difference(only_a, only_b, n)
+    p_value = mcnemar(only_a, only_b)
+    return Comparison(
+        condition_a=a.condition.condition_id,
+        condition_b=b.condition.condition_id,
+        stratum=stratum,
+        family=family,
+        k_rule=a.k_rule,
+        n=n,
+        only_a=only_a,
+        only_b=only_b,
+        difference=(only_a - only_b) / n,
+        ci_low=interval.low,
+        ci_high=interval.high,
+        p_value=p_value,
+        p_adjusted=p_value,
+        detectable_difference=detectable_difference(n, only_a + only_b),
+        verdict="",
+    )
+
+
+def verdict_text(comparison: Comparison) -> str:
+    """`better`, `worse`, or `no difference shown (could have shown ...)`."""
+    if comparison.p_adjusted < ALPHA and comparison.difference != 0:
+        return "better" if comparison.difference > 0 else "worse"
+    could = comparison.detectable_difference
+    shown = "no difference at this n" if could is None else f"{could:.3f}"
+    return f"no difference shown (could have shown {shown})"
+
+
+def adjusted(comparisons: Sequence[Comparison]) -> list[Comparison]:
+    """Comparisons of one family with adjusted p-values and verdicts."""
+    p_values = holm([c.p_value for c in comparisons])
+    found = (replace(c, p_adjusted=p) for c, p in zip(comparisons, p_values, strict=True))
+    return [replace(c, verdict=verdict_text(c)) for c in found]
+
+
+def compare_all(systems: Iterable[System], stratum: str = "all") -> list[Comparison]:
+    """Every comparison that the families declare, in the families' order."""
+    groups: dict[tuple[object, ...], list[System]] = defaultdict(list)
+    for system in systems:
+        c = system.condition
+        groups[c.corpus, c.model, c.choice_format, c.rotation, c.engine].append(system)
+    found: list[Comparison] = []
+    for family in FAMILIES:
+        members = [
+            comparison
+            for group in groups.values()
+            for a, b in permutations((s for s in group if s.k_rule == family.k_rule), 2)
+            if family.pairs(a, b) and (comparison := compare(a, b, family.name, stratum))
+        ]
+        members.sort(key=lambda c: (c.condition_a, c.condition_b))
+        found += adjusted(members)
+    return found

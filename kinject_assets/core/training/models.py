@@ -1,0 +1,133 @@
+"""Loading causal language models and tokenizers: safetensors only, no code from outside."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kinject_assets.core.errors import ModelError
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+
+def resolve_device(device: str) -> "torch.device":
+    """The torch device of `auto` (CUDA when there is one), `cpu`, `cuda`, `cuda:1`, ...
+
+    Raises:
+        ModelError: If it is not the name of a device, or CUDA is asked for and not there.
+    """
+    import torch
+
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise ModelError(
+            f"scoring.device: `{device}` is no device; allowed: auto, cpu, cuda, cuda:0, ..."
+        ) from error
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise ModelError(
+            f"scoring.device: `{device}` was asked for, but torch sees no CUDA device. Set it to "
+            "`auto` or `cpu`, or install a torch built for this machine's driver."
+        )
+    return chosen
+
+
+def load_tokenizer(source: str, revision: str | None = None) -> "PreTrainedTokenizerFast":
+    """Loads a fast tokenizer from a folder or the hub.
+
+    Raises:
+        ModelError: If there is none or it has no end-of-text token.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            source,
+            revision=revision or "main",
+            trust_remote_code=False,
+            local_files_only=Path(source).is_dir(),
+        )
+    except Exception as error:
+        raise _unloadable(source, "tokenizer", error) from error
+    if tokenizer.eos_token_id is None:
+        raise ModelError(
+            f"models: the tokenizer of `{source}` has no end-of-text token; texts could not be "
+            "told apart in training. Use a causal language model with one."
+        )
+    return tokenizer
+
+
+def load_model(
+    source: str,
+    *,
+    revision: str | None = None,
+    dtype: str = "float32",
+    device: str = "cpu",
+    adapter: str = "",
+    **options: Any,
+) -> "PreTrainedModel":
+    """Loads a causal language model in evaluation mode.
+
+    Args:
+        source: Folder or hub id.
+        revision: Revision of a hub id.
+        dtype: `float32`, `bfloat16` or `float16`.
+        device: `auto`, `cpu`, `cuda`, `cuda:0`, ...
+        adapter: Folder of a PEFT adapter to put on it; empty for none. It is not merged.
+        options: Passed on to `from_pretrained`, e.g. a quantisation.
+
+    Raises:
+        ModelError: If it cannot be loaded, or has weights other than safetensors only.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    target = resolve_device(device)
+    try:
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            source,
+            revision=revision or "main",
+            dtype=getattr(torch, dtype),
+            trust_remote_code=False,
+            use_safetensors=True,
+            local_files_only=Path(source).is_dir(),
+            **options,
+        )
+        if not options:
+            model.to(target)
+    except Exception as error:
+        raise _unloadable(source, "model", error) from error
+    if adapter:
+        model = _with_adapter(model, adapter)
+    return model.eval()
+
+
+def _with_adapter(model: "PreTrainedModel", adapter: str) -> Any:
+    from peft import PeftModel
+
+    if not (Path(adapter) / "adapter_model.safetensors").is_file():
+        raise ModelError(
+            f"{adapter}: no adapter_model.safetensors in there. Materialise its `checkpoint` again."
+        )
+    try:
+        return PeftModel.from_pretrained(model, adapter)
+    except Exception as error:
+        raise ModelError(
+            f"{adapter}: the adapter does not fit its base model ({error}). Materialise its "
+            "`checkpoint` again."
+        ) from error
+
+
+def _unloadable(source: str, part: str, error: Exception) -> ModelError:
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return ModelError(
+        f"models: the {part} of `{source}` cannot be loaded ({reason}). Its `source` must be a "
+        "folder with config.json, tokenizer and *.safetensors weights, or a hub id that this "
+        "machine can reach (gated ones need a login: `hf auth login`). Models with pickled "
+        "weights (*.bin) alone, or with code of their own, are refused: name a `revision` that "
+        "has safetensors."
+    )

@@ -1,0 +1,98 @@
+"""What the entry points share: requests from JSON, Pipes, results and errors back.
+
+The parent gives the request as the Pipes extra `request`, with one more field: `result_path`, the
+file that gets `{"result": ...}` or, for an error that a user can act on, `{"error": {"type",
+"message"}}`. Exit codes: 0 done, 2 such an error, 130 interrupted, 1 anything else (the exception
+goes to Dagster through Pipes).
+"""
+
+import dataclasses
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar, get_origin, get_type_hints
+
+from kinject_assets.core.errors import KinjectError
+from kinject_assets.core.manifest import write_atomically
+from kinject_assets.core.progress import Report
+
+Request = TypeVar("Request")
+
+LOG_SECONDS = 2.0
+"""Least time between two progress lines in Dagster's log: each is a row of its database."""
+
+INTERRUPTED = 130
+
+
+def read_request(request_type: type[Request], fields: Mapping[str, Any]) -> Request:
+    """Builds a request from JSON, lists becoming tuples where the class has tuples.
+
+    Raises:
+        TypeError: If a field is missing or unknown: parent and worker are of different versions.
+    """
+    hints = get_type_hints(request_type)
+    return request_type(
+        **{
+            name: tuple(value) if get_origin(hints.get(name)) is tuple else value
+            for name, value in fields.items()
+        }
+    )
+
+
+def to_json(row: Any) -> dict[str, Any]:
+    """A row as plain JSON values."""
+    return json.loads(json.dumps(dataclasses.asdict(row)))
+
+
+def stay_local(*sources: str) -> None:
+    """Keeps the Hugging Face libraries off the network when all that is loaded is a folder.
+
+    It must be called before they are imported.
+    """
+    if all(Path(source).is_dir() for source in sources if source):
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+def main(
+    run: Callable[[Mapping[str, Any], Report], dict[str, Any]],
+    sources: Callable[[Mapping[str, Any]], list[str]],
+) -> NoReturn:
+    """Runs a worker as a process and exits.
+
+    Args:
+        run: The worker's function.
+        sources: Folders and hub ids that a request loads.
+    """
+    from dagster_pipes import open_dagster_pipes
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with open_dagster_pipes() as pipes:
+            fields = dict(pipes.extras["request"])
+            result_path = Path(fields.pop("result_path"))
+            stay_local(*sources(fields))
+            try:
+                outcome: dict[str, Any] = {"result": run(fields, _log_report(pipes.log))}
+            except KinjectError as error:
+                outcome = {"error": {"type": type(error).__name__, "message": str(error)}}
+            write_atomically(result_path, json.dumps(outcome) + "\n")
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+    sys.exit(2 if "error" in outcome else 0)
+
+
+def _log_report(log: Any) -> Report:
+    told_at = -LOG_SECONDS
+
+    def report(message: str, done: int | None = None, total: int | None = None) -> None:
+        nonlocal told_at
+        now = time.monotonic()
+        if now - told_at >= LOG_SECONDS or done is None or done == total:
+            told_at = now
+            log.info(f"{message} ({done}/{total})" if total else message)
+
+    return report

@@ -1,0 +1,128 @@
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from kinject_assets.config import Lab, Profile
+from kinject_assets.core.errors import MissingArtefact
+from kinject_assets.core.report.html import verdict_sentence, write_report
+from kinject_assets.core.results.loader import DATABASE, build_database
+from kinject_assets.core.results.tables import fetch
+from kinject_assets.core.store import Store
+from kinject_assets_tests.core.results import synthetic
+
+VOID = {"meta", "img", "br", "hr", "link", "input"}
+
+
+class _Page(HTMLParser):
+    """Reads tags, checks that they nest, and collects what the tests ask for."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] != "style":
+            self.text += data
+
+
+@pytest.fixture(scope="module")
+def page(built: Store, tmp_path_factory: pytest.TempPathFactory) -> str:
+    out = tmp_path_factory.mktemp("report") / "report.html"
+    write_report(built.root / DATABASE, synthetic.profile(), out)
+    return out.read_text(encoding="utf-8")
+
+
+def test_tags_nest_and_tables_are_accessible(page: str) -> None:
+    found = _Page(page)
+    assert found.open == []
+    names = [tag for tag, _ in found.tags]
+    assert names.count("table") == names.count("caption") >= 10
+    assert all(attrs.get("scope") in {"col", "row"} for tag, attrs in found.tags if tag == "th")
+    assert all(attrs.get("alt") for tag, attrs in found.tags if tag == "img")
+    targets = {attrs.get("id") for _, attrs in found.tags}
+    links = [attrs["href"] for tag, attrs in found.tags if tag == "a"]
+    assert links and all((link or "")[1:] in targets for link in links)
+
+
+def test_nothing_is_asked_from_outside(page: str) -> None:
+    found = _Page(page)
+    assert not [tag for tag, _ in found.tags if tag in {"script", "link", "iframe", "object"}]
+    for _, attrs in found.tags:
+        assert (attrs.get("src") or "data:").startswith("data:")
+    assert "url(" not in page and "@import" not in page
+
+
+def test_numbers_are_those_of_the_database(page: str, built: Store) -> None:
+    for number in (1, 2):
+        rows = fetch(built.root / DATABASE, f"SELECT * FROM table{number}").dicts()
+        for row in rows:
+            shown = f"{row['base_rag']:.3f} [{row['base_rag_low']:.2f}, {row['base_rag_high']:.2f}]"
+            assert shown in page
+    claims = fetch(built.root / DATABASE, "SELECT statement, verdict FROM claims").rows
+    text = _Page(page).text
+    for statement, _ in claims:
+        assert statement in text
+    assert "Retrieval injected knowledge better than fine-tuning did." in text
+    assert "In 8 paired comparisons retrieval was better in 8" in text
+    assert "perplexity" in text and "in flight" in text.lower()
+
+
+def test_sections_have_their_plots(page: str) -> None:
+    captions = re.findall(r"<figcaption>(.*?)</figcaption>", page)
+    assert any("K = 0 is the base model" in c for c in captions)
+    assert any("The control repeats" in c for c in captions)
+    assert any("Loss by epoch" in c for c in captions)
+
+
+def test_the_lab_says_that_it_is_one(built: Store, tmp_path: Path, page: str) -> None:
+    assert "This is the lab" not in page
+    lab = synthetic.profile().model_copy(update={"lab": Lab(), "description": "<i>x</i>"})
+    write_report(built.root / DATABASE, lab, tmp_path / "lab.html")
+    text = (tmp_path / "lab.html").read_text(encoding="utf-8")
+    assert "This is the lab" in text
+    assert "synthetic" in text and "tiny" in text
+    assert "<i>x</i>" not in text and "&lt;i&gt;x" in text
+
+
+def test_a_report_without_answers(tmp_path: Path) -> None:
+    profile: Profile = synthetic.profile()
+    build_database(Store(tmp_path), profile)
+    write_report(tmp_path / DATABASE, profile, tmp_path / "report.html")
+    found = _Page((tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert "cannot be compared yet" in found.text
+    assert "No corpus of Table 1 has been scored" in found.text
+
+
+def test_no_database_is_said(tmp_path: Path) -> None:
+    with pytest.raises(MissingArtefact, match="kinject run"):
+        write_report(tmp_path / DATABASE, synthetic.profile(), tmp_path / "report.html")
+    assert not (tmp_path / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "lead"),
+    [
+        (["better", "better"], "Retrieval injected knowledge better than fine-tuning did."),
+        (["better", "no"], "better than fine-tuning did where a difference could be shown."),
+        (["worse", "worse"], "Fine-tuning injected knowledge better than retrieval did."),
+        (["better", "worse"], "Neither retrieval nor fine-tuning was better throughout."),
+        (["no"], "No difference between retrieval and fine-tuning was shown."),
+    ],
+)
+def test_verdict_sentence(verdicts: list[str], lead: str) -> None:
+    rows = [{"family": "rag_vs_ft", "verdict": v, "difference": 0.1} for v in verdicts]
+    assert lead in verdict_sentence(rows)

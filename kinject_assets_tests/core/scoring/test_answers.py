@@ -1,0 +1,230 @@
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from kinject_assets.core.errors import KinjectError, MissingArtefact, ModelError
+from kinject_assets.core.schema import Answer, Chunk, Condition, Question, Retrieved
+from kinject_assets.core.scoring import answers as module
+from kinject_assets.core.scoring.answers import ScoreRequest, score
+from kinject_assets.core.scoring.lm import load_lm, release
+from kinject_assets.core.scoring.prompts import LETTERS
+from kinject_assets.core.store import read_rows, write_rows
+from kinject_assets.core.training.models import load_model, load_tokenizer
+from kinject_assets.lab.pretrain import build_tokenizer
+
+RequestOf = Callable[..., ScoreRequest]
+
+
+def by_hand(request: ScoreRequest, shots: int, k: int) -> dict[str, list[float]]:
+    """Log-likelihoods with nothing but a model, a tokenizer and the definition."""
+    questions = [q for q in read_rows(Path(request.questions), Question) if not q.retired]
+    solved = [q for q in questions if q.split == "shots"][:shots]
+    chunks = {c.chunk_id: c.text for c in read_rows(Path(request.chunks), Chunk)}
+    ranked = sorted(read_rows(Path(request.retrieved), Retrieved), key=lambda row: row.rank)
+    model, tokenizer = load_model(request.base), load_tokenizer(request.base)
+
+    def shown(question: Question) -> str:
+        if request.choice_format == "text":
+            return f"Question: {question.stem}\nAnswer:"
+        lines = [f"{LETTERS[i]}. {option}" for i, option in enumerate(question.options)]
+        return "\n".join([question.stem, *lines, "Answer:"])
+
+    def options(question: Question) -> list[str]:
+        names = question.options if request.choice_format == "text" else LETTERS[:4]
+        return [f" {name}" for name in names]
+
+    found: dict[str, list[float]] = {}
+    for question in questions:
+        if question.split != "test":
+            continue
+        head = [shown(q) + options(q)[q.gold] for q in solved]
+        head += [chunks[r.chunk_id] for r in ranked if r.question_id == question.question_id][:k]
+        prompt = "\n\n".join([*head, shown(question)])
+        start = len(tokenizer(prompt)["input_ids"])
+        found[question.question_id] = []
+        for option in options(question):
+            ids = torch.tensor([tokenizer(prompt + option)["input_ids"]])
+            with torch.inference_mode():
+                logs = torch.log_softmax(model(ids).logits[0].double(), -1)
+            picked = [logs[i - 1, ids[0, i]].item() for i in range(start, ids.shape[1])]
+            found[question.question_id].append(sum(picked))
+    return found
+
+
+@pytest.mark.parametrize("choice_format", ["letter", "text"])
+@pytest.mark.parametrize("k", [0, 2])
+def test_logliks_are_those_of_the_definition(
+    request_of: RequestOf, choice_format: str, k: int
+) -> None:
+    request = request_of(
+        method="rag" if k else "base", shots=(0, 2), k=(k,), choice_format=choice_format
+    )
+    conditions, answers = score(request)
+    assert [(c.shots, c.k) for c in conditions] == [(0, k), (2, k)]
+    for condition in conditions:
+        mine = {a.question_id: a for a in answers if a.condition_id == condition.condition_id}
+        expected = by_hand(request, condition.shots, k)
+        assert list(mine) == list(expected)
+        for question_id, values in expected.items():
+            answer = mine[question_id]
+            assert answer.logliks == pytest.approx(values, abs=1e-4)
+            assert answer.choice == int(np.argmax(answer.logliks))
+            assert answer.correct == (answer.choice == answer.gold)
+            assert answer.truncated_tokens == 0
+
+
+def test_rows_are_written_and_name_their_condition(request_of: RequestOf) -> None:
+    request = request_of(method="rag", k=(1, 2), run_id="run", shots=(0, 2))
+    conditions, answers = score(request)
+    out = Path(request.out)
+    assert read_rows(out / "answers.parquet", Answer) == answers
+    assert read_rows(out / "conditions.parquet", Condition) == conditions
+    assert len({c.condition_id for c in conditions}) == 4
+    assert len({a.answer_id for a in answers}) == len(answers) == 4 * 12
+    assert {a.run_id for a in answers} == {"run"}
+    (base,) = score(request_of(work=request.work))[0]
+    assert (base.retriever, base.query, base.engine) == ("", "", "lm-eval hf")
+
+
+def test_batches_do_not_change_answers(request_of: RequestOf, tmp_path: Path) -> None:
+    fields = {"method": "rag", "k": (2,), "shots": (2,)}
+    alone = score(request_of(**fields, batch_size=1))[1]
+    together = score(request_of(**fields, batch_size=64, work=str(tmp_path / "other")))[1]
+    for one, other in zip(alone, together, strict=True):
+        assert one.logliks == pytest.approx(other.logliks, abs=1e-4)
+
+
+class Crash(Exception):
+    pass
+
+
+def test_finished_conditions_are_found_again_after_a_crash(
+    request_of: RequestOf, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    fields = {"method": "rag", "k": (1, 2), "shots": (0, 2)}
+    request = request_of(**fields)
+    real, answered = module.option_logliks, 0
+
+    def dying(*args: Any) -> list[list[float]]:
+        nonlocal answered
+        answered += 1
+        if answered == 3:
+            raise Crash
+        return real(*args)
+
+    monkeypatch.setattr(module, "option_logliks", dying)
+    with pytest.raises(Crash):
+        score(request)
+    resumed = score(request)[1]
+    assert answered == 5
+    monkeypatch.setattr(module, "option_logliks", real)
+    whole = score(request_of(**fields, work=str(tmp_path / "fresh")))[1]
+    assert resumed == whole
+
+
+def test_a_finished_condition_of_other_questions_is_not_used(
+    request_of: RequestOf, tmp_path: Path
+) -> None:
+    request = request_of()
+    score(request)
+    fewer = read_rows(Path(request.questions), Question)[1:]
+    write_rows(tmp_path / "fewer.parquet", fewer, Question)
+    again = score(request_of(questions=str(tmp_path / "fewer.parquet")))[1]
+    assert [a.question_id for a in again] == [
+        q.question_id for q in fewer if q.split == "test" and not q.retired
+    ]
+
+
+def test_prompts_over_the_window_lose_text_and_say_so(
+    request_of: RequestOf, tmp_path: Path
+) -> None:
+    tokenizer = build_tokenizer()
+    torch.manual_seed(0)
+    small = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=16,
+            intermediate_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            max_position_embeddings=120,
+        )
+    )
+    tokenizer.model_max_length = 120
+    small.save_pretrained(tmp_path / "small")
+    tokenizer.save_pretrained(tmp_path / "small")
+    request = request_of(base=str(tmp_path / "small"), method="rag", k=(1, 4), shots=(2,))
+    conditions, answers = score(request)
+    one, four = (
+        [a for a in answers if a.condition_id == condition.condition_id] for condition in conditions
+    )
+    assert all(a.truncated_tokens > 0 for a in four)
+    assert sum(a.truncated_tokens for a in one) < sum(a.truncated_tokens for a in four)
+    # With both shots and three chunks gone, what is left is one chunk and no shot.
+    bare = score(
+        request_of(
+            base=str(tmp_path / "small"),
+            method="rag",
+            k=(1,),
+            shots=(0,),
+            work=str(tmp_path / "bare"),
+        )
+    )[1]
+    same = [
+        a.logliks == pytest.approx(b.logliks, abs=1e-4) for a, b in zip(four, bare, strict=True)
+    ]
+    assert any(same)
+
+
+def test_an_adapter_answers_in_place_of_its_base(request_of: RequestOf, tmp_path: Path) -> None:
+    request = request_of()
+    torch.manual_seed(0)
+    adapted = get_peft_model(
+        load_model(request.base),  # pyright: ignore[reportArgumentType]
+        LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False),
+    )
+    adapted.save_pretrained(str(tmp_path / "adapter"))
+    load_tokenizer(request.base).save_pretrained(tmp_path / "adapter")
+    trained = request_of(
+        method="ft",
+        recipe="lora.p00",
+        checkpoint=str(tmp_path / "adapter"),
+        checkpoint_id="id",
+        adapter=True,
+        work=str(tmp_path / "ft"),
+    )
+    plain, with_adapter = score(request)[1], score(trained)[1]
+    assert {a.checkpoint_id for a in with_adapter} == {"id"}
+    gaps = [
+        abs(a - b)
+        for one, other in zip(plain, with_adapter, strict=True)
+        for a, b in zip(one.logliks, other.logliks, strict=True)
+    ]
+    assert min(gaps) > 1e-4
+
+
+def test_one_model_is_kept_until_another_is_asked_for(base: Path, tmp_path: Path) -> None:
+    release()
+    first: Any = load_lm(str(base), device="cpu", batch_size=3)
+    assert load_lm(str(base), device="cpu", batch_size=7) is first
+    assert first.batch_size == 7
+    load_model(str(base)).save_pretrained(tmp_path)
+    load_tokenizer(str(base)).save_pretrained(tmp_path)
+    assert load_lm(str(base), device="cpu", checkpoint=str(tmp_path)) is not first
+
+
+def test_requests_that_cannot_be_answered_say_why(request_of: RequestOf, tmp_path: Path) -> None:
+    with pytest.raises(KinjectError, match=r"scoring\.k"):
+        score(request_of(method="base", k=(1,)))
+    with pytest.raises(MissingArtefact, match=r"scoring\.shots: 9"):
+        score(request_of(shots=(9,)))
+    with pytest.raises(MissingArtefact, match="has 4 chunks"):
+        score(request_of(method="rag", k=(5,)))
+    with pytest.raises(ModelError, match=r"\*\.safetensors"):
+        score(request_of(base=str(tmp_path)))

@@ -1,0 +1,116 @@
+import random
+
+import pytest
+
+from kinject_assets.core.schema import Condition
+from kinject_assets.core.statistics.comparisons import FAMILIES, System, compare, compare_all
+from kinject_assets.core.statistics.selection import KRule
+from kinject_assets.core.statistics.tests import holm, mcnemar
+
+
+def _system(
+    method: str,
+    skill: float,
+    *,
+    recipe: str = "",
+    k: int = 0,
+    shots: int = 0,
+    n: int = 200,
+    corpus: str = "c",
+    rule: KRule = "cross_fitted",
+) -> System:
+    draw = random.Random(f"{method}{recipe}{k}{shots}")
+    condition = Condition.of(
+        corpus=corpus,
+        model="m",
+        recipe=recipe,
+        seed=0,
+        method=method,
+        shots=shots,
+        k=k,
+        retriever="r" if k else "",
+        query="question" if k else "",
+        choice_format="letter",
+        rotation=False,
+        engine="e",
+    )
+    return System(condition, rule, {f"q{i}": draw.random() < skill for i in range(n)})
+
+
+def _pairs(systems: list[System]) -> set[tuple[str, str, str]]:
+    names = {s.condition.condition_id: s.condition.recipe or s.condition.method for s in systems}
+    return {(c.family, names[c.condition_a], names[c.condition_b]) for c in compare_all(systems)}
+
+
+def test_families_pair_what_they_say() -> None:
+    systems = [
+        _system("base", 0.3),
+        _system("rag", 0.8, k=2),
+        *(_system("ft", 0.5, recipe=r) for r in ("full.p00", "full.p10", "full.r10")),
+    ]
+    assert _pairs(systems) == {
+        ("rag_vs_base", "rag", "base"),
+        ("ft_vs_base", "full.p00", "base"),
+        ("ft_vs_base", "full.p10", "base"),
+        ("rag_vs_ft", "rag", "full.p00"),
+        ("rag_vs_ft", "rag", "full.p10"),
+        ("par_vs_reg", "full.p10", "full.p00"),
+        ("par_vs_control", "full.p10", "full.r10"),
+    }
+
+
+def test_other_seeds_and_kinds_of_training_are_not_mixed() -> None:
+    recipes = ("full.p00", "full.p10.s1", "lora.p10", "full.r10")
+    assert not {
+        pair
+        for pair in _pairs([_system("ft", 0.5, recipe=r) for r in recipes])
+        if pair[0].startswith("par_")
+    }
+
+
+def test_corpora_are_never_compared_with_each_other() -> None:
+    assert compare_all([_system("rag", 0.8, k=1, corpus="a"), _system("base", 0.3)]) == []
+
+
+def test_k_is_compared_between_fixed_conditions() -> None:
+    systems = [_system("rag", 0.5, k=k, rule="fixed") for k in (1, 2, 3)]
+    assert [c.family for c in compare_all(systems)] == ["k"] * 3
+
+
+def test_numbers_are_those_of_the_answers() -> None:
+    a, b = _system("rag", 0.8, k=2), _system("base", 0.3, n=150)
+    c = compare(a, b, "rag_vs_base", "all")
+    assert c is not None
+    shared = [f"q{i}" for i in range(150)]
+    assert c.n == 150
+    assert c.only_a == sum(a.outcomes[q] and not b.outcomes[q] for q in shared)
+    assert c.difference == pytest.approx(
+        (sum(a.outcomes[q] for q in shared) - sum(b.outcomes[q] for q in shared)) / 150
+    )
+    assert c.ci_low < c.difference < c.ci_high
+    assert c.p_value == mcnemar(c.only_a, c.only_b)
+
+
+def test_nothing_shared_is_no_comparison() -> None:
+    assert (
+        compare(_system("rag", 0.8, k=1), _system("base", 0.3, n=0), "rag_vs_base", "all") is None
+    )
+
+
+def test_verdicts_follow_the_adjusted_test_within_a_family() -> None:
+    systems = [
+        _system("base", 0.5),
+        _system("ft", 0.9, recipe="full.p00"),
+        _system("ft", 0.1, recipe="lora.p00"),
+        _system("ft", 0.52, recipe="qlora.p00"),
+    ]
+    found = [c for c in compare_all(systems) if c.family == "ft_vs_base"]
+    assert [c.p_adjusted for c in found] == holm([c.p_value for c in found])
+    verdicts = sorted(c.verdict for c in found)
+    assert verdicts[0] == "better"
+    assert verdicts[1].startswith("no difference shown (could have shown 0.")
+    assert verdicts[2] == "worse"
+
+
+def test_family_names_are_unique() -> None:
+    assert len({f.name for f in FAMILIES}) == len(FAMILIES)
