@@ -42,11 +42,11 @@ class _Cli(click.Group):
 @click.group(cls=_Cli, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="kinject")
 def main() -> None:
-    """Fine-tune, retrieve, or both? Answered for your corpus and models, with numbers.
+    r"""Fine-tune, retrieve, or both? Answered for your corpus and models, with numbers.
 
     \b
     A first look, with no network, key or GPU:
-      kinject run            make everything that the lab profile asks for (resumes where it stopped)
+      kinject run            make all that the lab profile asks for (goes on where it stopped)
       kinject tables         the study's two tables with 95 % intervals
       kinject sql "SELECT * FROM scores LIMIT 5"
       kinject ui             the Dagster UI: lineage, runs, metadata
@@ -89,8 +89,8 @@ def run(
 ) -> None:
     """Makes what the profile asks for and is not there yet.
 
-    Each partition is a real Dagster run, which the UI shows afterwards. What is complete is not done
-    again; after Ctrl-C or a crash, start it again and it goes on.
+    Each partition is a real Dagster run, which the UI shows afterwards. What is complete is not
+    done again; after Ctrl-C or a crash, start it again and it goes on.
     """
     profile = _select(profile_name)
     if compute:
@@ -132,7 +132,7 @@ def tables(profile_name: str | None, fmt: str) -> None:
 @click.argument("query")
 @click.option("--format", "fmt", type=FORMATS, default="text", show_default=True)
 def sql(profile_name: str | None, query: str, fmt: str) -> None:
-    """Answers an SQL query from the results, read-only.
+    r"""Answers an SQL query from the results, read-only.
 
     \b
     kinject sql "SHOW TABLES"
@@ -236,14 +236,13 @@ def lab_serve(profile_name: str | None, port: int) -> None:
 
 @lab.command("pretrain")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Default: data/lab.")
-@click.option("--steps", default=None, type=int, help="Optimiser steps; default: as shipped.")
 @click.option("--threads", default=2, show_default=True, help="CPU threads.")
 @click.option("--model", "names", multiple=True, help="lab-llama, lab-mistral; default: both.")
 def lab_pretrain(out: Path | None, steps: int | None, threads: int, names: tuple[str, ...]) -> None:
-    """Makes the lab's models and encoder again, from random weights (some 45 minutes on 2 cores)."""
+    """Makes the lab's models and encoder again, from random weights (an hour on 2 cores)."""
     from kinject_assets.config import lab_data
     from kinject_assets.lab.encoder import build_encoder
-    from kinject_assets.lab.pretrain import SHAPES, STEPS, pretrain
+    from kinject_assets.lab.pretrain import SHAPES, pretrain
 
     unknown = set(names) - set(SHAPES)
     if unknown:
@@ -254,7 +253,6 @@ def lab_pretrain(out: Path | None, steps: int | None, threads: int, names: tuple
         record = pretrain(
             name,
             folder,
-            steps=steps or STEPS,
             threads=threads,
             log=lambda line: click.echo(line, err=True),
         )

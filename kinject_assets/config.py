@@ -27,7 +27,7 @@ from kinject_assets.core.errors import ProfileError
 PROFILES = Path(__file__).parent / "profiles"
 
 Slug = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
-"""A name that may become a partition key and a folder: lower-case letters, digits, `.`, `_`, `-`."""
+"""A name that may become a partition key and a folder: lower-case letters, digits, `._-`."""
 
 ModelName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
 """A slug without dots: `MODEL.RECIPE` is a partition key."""

@@ -30,6 +30,8 @@ def random_llama(folder: Path, texts: Sequence[str], window: int = 4096) -> Path
     from transformers import LlamaConfig, LlamaForCausalLM
 
     tokenizer = byte_level_tokenizer(texts)
+    vocabulary = tokenizer.get_vocab()
+    pad, begin, end = (vocabulary[token] for token in ("<pad>", "<s>", "</s>"))
     torch.manual_seed(0)
     model = LlamaForCausalLM(
         LlamaConfig(
@@ -40,9 +42,9 @@ def random_llama(folder: Path, texts: Sequence[str], window: int = 4096) -> Path
             num_attention_heads=4,
             num_key_value_heads=2,
             max_position_embeddings=window,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
+            bos_token_id=begin,
+            eos_token_id=end,
+            pad_token_id=pad,
         )
     )
     model.save_pretrained(folder)
@@ -54,7 +56,7 @@ def random_encoder(folder: Path, texts: Sequence[str]) -> Path:
     """Saves a sentence-transformers encoder: a fixed random vector a token, averaged."""
     import torch
     from sentence_transformers import SentenceTransformer
-    from sentence_transformers.models import Normalize, StaticEmbedding
+    from sentence_transformers.sentence_transformer.modules import Normalize, StaticEmbedding
 
     tokenizer = byte_level_tokenizer(texts).backend_tokenizer
     torch.manual_seed(0)

@@ -227,6 +227,6 @@ class Store:
         found: list[tuple[Cell, Manifest]] = []
         for path in self.lake.rglob(MANIFEST) if self.lake.exists() else ():
             relative = path.parent.relative_to(self.lake).parts
-            if relative[0] != ".work" and len(relative) <= 3:
+            if 1 <= len(relative) <= 3 and relative[0] != ".work":
                 found.append((Cell(relative[0], relative[1:]), Manifest.read(path)))
         return sorted(found, key=lambda pair: pair[0])

@@ -290,6 +290,6 @@ def lineage_audit(verdict: Audit) -> list[dg.AssetCheckResult]:
             verdict.ok,
             str(verdict)
             if verdict.ok
-            else f"{verdict}\nDelete what is broken and run `kinject run`: it makes only that anew.",
+            else f"{verdict}\nDelete what is broken and run `kinject run`: only that is made anew.",
         )
     ]

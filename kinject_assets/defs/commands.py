@@ -315,7 +315,9 @@ def examine(profile: Profile) -> tuple[list[str], bool]:
         lines.append(f"{'ok  ' if good else 'MEND'} {text}")
 
     note(True, f"profile {profile.path}")
-    packages = "dagster_webserver torch transformers peft faiss sentence_transformers lm_eval duckdb"
+    packages = (
+        "dagster_webserver torch transformers peft faiss sentence_transformers lm_eval duckdb"
+    )
     for package in packages.split():
         there = importlib.util.find_spec(package) is not None
         note(there, f"package {package}" + ("" if there else ": pip install -e ."))

@@ -2,6 +2,7 @@
 
 import os
 import socket
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,7 +32,10 @@ run_monitoring:
 """
 )
 
-PID_TAG, BORN_TAG, HOST_TAG = "kinject/pid", "kinject/process_born", "kinject/host"
+# The prefix keeps them out of the UI.
+PID_TAG = ".dagster/kinject_pid"
+BORN_TAG = ".dagster/kinject_process_born"
+HOST_TAG = ".dagster/kinject_host"
 
 UNFINISHED = [
     DagsterRunStatus.NOT_STARTED,
@@ -106,7 +110,7 @@ def recover(instance: DagsterInstance, store: Store, ui_alive: bool) -> Recovere
     return Recovered(tuple(buried), tuple(report_published(instance, store)))
 
 
-def _alive(tags: dict[str, str], ui_alive: bool) -> bool:
+def _alive(tags: Mapping[str, str], ui_alive: bool) -> bool:
     if PID_TAG not in tags:
         return ui_alive
     if tags.get(HOST_TAG) != socket.gethostname():

@@ -7,12 +7,13 @@ import dagster as dg
 
 from kinject_assets.core.manifest import content_hash
 from kinject_assets.core.plan import CODE_VERSIONS
-from kinject_assets.core.report.html import write_report
+from kinject_assets.core.report.html import table_points, write_report
+from kinject_assets.core.report.plots import markdown_image, table_bars
 from kinject_assets.core.results.loader import build_database
-from kinject_assets.core.results.tables import format_tables, query
+from kinject_assets.core.results.tables import fetch, format_tables, query
 from kinject_assets.core.statistics.claims import judge, published
 from kinject_assets.defs import checks
-from kinject_assets.defs.io import making
+from kinject_assets.defs.io import image, making
 from kinject_assets.defs.partitions import REFERENCES
 from kinject_assets.defs.policy import OWNERS, RESULTS_GROUP
 from kinject_assets.defs.resources import Study
@@ -49,6 +50,15 @@ def results(context: dg.AssetExecutionContext, study: Study) -> dg.MaterializeRe
             counts={f"rows_{table}": n for table, n in counts.items()},
             metadata={
                 "tables": dg.MetadataValue.md(format_tables(database, "markdown")),
+                **{
+                    f"table{number}_plot": image(markdown_image(table_bars(points)))
+                    for number in (1, 2)
+                    if (
+                        points := table_points(
+                            number, fetch(database, f"SELECT * FROM table{number}").dicts()
+                        )
+                    )
+                },
                 "database": dg.MetadataValue.path(database),
             },
             checks=checks.results(counts),

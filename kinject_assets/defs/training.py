@@ -36,8 +36,8 @@ def checkpoint(context: dg.AssetExecutionContext, study: Study) -> dg.Materializ
 
     `MODEL.full.p00` trains on the text alone (the study's FT-reg), `.p10` on the text and ten
     paraphrases of each chunk (FT-par), `.r10` is the control of p10: the text alone, repeated to
-    the same optimiser steps and packed tokens. `lora` in place of `full` trains an adapter. Learning
-    rate and epoch are chosen on the validation paraphrases; a control takes its recipe's.
+    the same optimiser steps and packed tokens. `lora` in place of `full` trains an adapter.
+    Learning rate and epoch are chosen on validation paraphrases; a control takes its recipe's.
     """
     with making(context, study) as step:
         run_worker(step, "train", _request(step))

@@ -7,7 +7,7 @@ from kinject_assets.lab.things import PRETRAINING_SEED, pretraining_things
 
 
 def general_text() -> str:
-    """One article on each thing of the pre-training world, a blank line between. Always the same."""
+    """One article on each thing of the pre-training world, with blank lines. Always the same."""
     rng = random.Random(PRETRAINING_SEED)
     things = [thing for kind in pretraining_things().values() for thing in kind]
     return "\n\n".join(tell(list(thing.facts), rng) for thing in things) + "\n"

@@ -28,7 +28,8 @@ POOLS: dict[str, tuple[str, ...]] = {
     ),
     "good": tuple(
         "copper wool amber salt honey linen barley cider tin glass cheese ink rope leather saffron "
-        "velvet pearl ivory wax coal flax paper silver cedar jade quartz marble pepper tea soap".split()
+        "velvet pearl ivory wax coal flax paper silver cedar jade quartz marble pepper tea "
+        "soap".split()
     ),
     "colour": tuple(
         "red blue green white golden violet crimson orange pale black brown pink turquoise grey "
@@ -60,7 +61,7 @@ class Kind:
     """A kind of thing that articles are about.
 
     Attributes:
-        heads: Second words of names: `the Balan Accord` is an event, since `Accord` is in its heads.
+        heads: Second words of names: `the Balan Accord` is an event, as `Accord` is in its heads.
         attributes: Facts that each thing of the kind has.
     """
 
@@ -620,7 +621,7 @@ def parse_text(text: str) -> list[Fact]:
 
 def vocabulary() -> list[str]:
     """Every word and mark that the lab's texts and exams can hold, sorted."""
-    texts = list(OPENERS) + ["Question Answer : A B C D . , ? ' - ( )"]
+    texts = [*OPENERS, "Question Answer : A B C D . , ? ' - ( )"]
     for kind in KINDS.values():
         texts.extend(kind.heads)
         for attribute in kind.attributes.values():

@@ -9,7 +9,7 @@ import json
 import math
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,9 +29,6 @@ if TYPE_CHECKING:
 
 WINDOW = 512
 """Longest prompt of the lab models, in tokens."""
-
-STEPS = 3400
-"""Optimiser steps of the shipped models."""
 
 MOST_QUESTIONS = 20
 """Questions on one pre-training document, at most."""
@@ -111,27 +108,40 @@ class Stage:
     """What is drawn in a part of pre-training.
 
     Attributes:
-        until: Share of all steps at which it ends.
+        steps: Optimiser steps.
         rows: Windows a step.
         window: Tokens in a window.
         articles: Most articles of a document.
         rounds: How often each fact is asked.
     """
 
-    until: float
+    steps: int
     rows: int
     window: int
     articles: int
     rounds: int
 
 
-STAGES = (
+CYCLES = (
     # An answer that stands in an earlier pair is easy to copy, and copying is how reading begins:
     # with single articles and facts that are asked again it emerges several times sooner.
-    Stage(until=0.13, rows=28, window=176, articles=1, rounds=3),
-    Stage(until=0.45, rows=20, window=256, articles=2, rounds=1),
-    Stage(until=1.0, rows=12, window=416, articles=6, rounds=1),
+    (
+        Stage(steps=442, rows=28, window=176, articles=1, rounds=3),
+        Stage(steps=1088, rows=20, window=256, articles=2, rounds=1),
+        Stage(steps=1870, rows=12, window=416, articles=6, rounds=1),
+    ),
+    # Each type of value (town, number, ...) is learned at a stroke, or not yet: after the first
+    # cycle a model reads some types perfectly and others by chance. A second cycle at the full
+    # learning rate brings the rest.
+    (
+        Stage(steps=500, rows=28, window=176, articles=1, rounds=2),
+        Stage(steps=300, rows=20, window=256, articles=2, rounds=1),
+        Stage(steps=900, rows=12, window=416, articles=6, rounds=1),
+    ),
 )
+"""The learning rate rises to its peak and falls to near zero in each cycle."""
+
+PEAK_RATE = 3e-3
 
 
 @dataclass(frozen=True)
@@ -221,13 +231,15 @@ class Batches:
     def __init__(self, documents: Documents, tokenizer: "PreTrainedTokenizerFast") -> None:
         self.documents = documents
         self.tokenizer = tokenizer
+        vocabulary = tokenizer.get_vocab()
+        self.begin, self.end = vocabulary["<s>"], vocabulary["</s>"]
         self.words = [i for t, i in tokenizer.get_vocab().items() if t.isalnum() and len(t) > 1]
 
     def _encode(self, pieces: list[Piece], window: int) -> tuple[list[int], list[float]]:
         ids: list[int] = []
         weights: list[float] = []
         if self.documents.rng.random() < 0.5:
-            ids, weights = [self.tokenizer.bos_token_id], [0.0]
+            ids, weights = [self.begin], [0.0]
         for encoded, piece in zip(
             self.tokenizer([p.text for p in pieces], add_special_tokens=False)["input_ids"],
             pieces,
@@ -235,7 +247,7 @@ class Batches:
         ):
             ids += encoded
             weights += [piece.weight] * len(encoded)
-        ids.append(self.tokenizer.eos_token_id)
+        ids.append(self.end)
         weights.append(0.1)
         return ids[:window], weights[:window]
 
@@ -334,7 +346,7 @@ def abilities(
 def pretrain(
     name: str,
     out: Path,
-    steps: int = STEPS,
+    cycles: Sequence[Sequence[Stage]] = CYCLES,
     threads: int = 2,
     log: Callable[[str], None] = print,
 ) -> dict[str, Any]:
@@ -343,7 +355,7 @@ def pretrain(
     Args:
         name: Key of `SHAPES`.
         out: Folder that gets a sub-folder of that name.
-        steps: Optimiser steps.
+        cycles: What is drawn, in turn; after each cycle weights are written.
         threads: CPU threads.
         log: Called with progress lines.
 
@@ -351,25 +363,55 @@ def pretrain(
         What was written to `training.json`: settings, seconds, tokens and `abilities`.
     """
     import torch
-    from torch.nn.functional import cross_entropy
 
     torch.set_num_threads(threads)
     tokenizer = build_tokenizer()
     model = build_model(name, tokenizer)
-    model.train()
-    parameters = sum(p.numel() for p in model.parameters())
-    batches = Batches(Documents(seed=SHAPES[name]["seed"]), tokenizer)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3, betas=(0.9, 0.98), weight_decay=0.05)
-    warmup = min(100, steps // 10)
-    started, tokens = time.monotonic(), 0
     folder = out / name
-    for step in range(steps):
-        stage = next(stage for stage in STAGES if step < stage.until * steps)
+    started, tokens = time.monotonic(), 0
+    for number, stages in enumerate(cycles):
+        tokens += _cycle(model, tokenizer, stages, SHAPES[name]["seed"] + 1000 * number, name, log)
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    record = {
+        "model": name,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "vocabulary": len(tokenizer),
+        "steps": sum(stage.steps for stages in cycles for stage in stages),
+        "tokens": tokens,
+        "seconds": round(time.monotonic() - started),
+        "abilities": abilities(model, tokenizer, 400),
+    }
+    (folder / "training.json").write_text(json.dumps(record, indent=2) + "\n")
+    return record
+
+
+def _cycle(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerFast",
+    stages: Sequence[Stage],
+    seed: int,
+    name: str,
+    log: Callable[[str], None],
+) -> int:
+    """One rise and fall of the learning rate; returns the tokens that were read."""
+    import torch
+    from torch.nn.functional import cross_entropy
+
+    model.train()
+    batches = Batches(Documents(seed), tokenizer)
+    optimiser = torch.optim.AdamW(
+        model.parameters(), lr=PEAK_RATE, betas=(0.9, 0.98), weight_decay=0.05
+    )
+    steps = sum(stage.steps for stage in stages)
+    warmup = min(100, max(1, steps // 10))
+    started, tokens = time.monotonic(), 0
+    plan = [stage for stage in stages for _ in range(stage.steps)]
+    for step, stage in enumerate(plan):
         share = max(0.0, (step - warmup) / max(1, steps - warmup))
         cosine = (1 + math.cos(math.pi * share)) / 2
-        rate = 3e-3 * min(1.0, (step + 1) / warmup) * (0.02 + 0.98 * cosine)
         for group in optimiser.param_groups:
-            group["lr"] = rate
+            group["lr"] = PEAK_RATE * min(1.0, (step + 1) / warmup) * (0.02 + 0.98 * cosine)
         ids, weights = batches.draw(stage)
         logits = model(ids[:, :-1]).logits
         losses = cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
@@ -387,16 +429,4 @@ def pretrain(
                 f"{tokens / seconds:,.0f} tokens/s {seconds:.0f} s "
                 + json.dumps(abilities(model, tokenizer, 100))
             )
-            model.save_pretrained(folder)
-            tokenizer.save_pretrained(folder)
-    record = {
-        "model": name,
-        "parameters": parameters,
-        "vocabulary": len(tokenizer),
-        "steps": steps,
-        "tokens": tokens,
-        "seconds": round(time.monotonic() - started),
-        "abilities": abilities(model, tokenizer, 400),
-    }
-    (folder / "training.json").write_text(json.dumps(record, indent=2) + "\n")
-    return record
+    return tokens

@@ -21,7 +21,7 @@ SELECTION = f"""\
 You select exam questions. From numbered questions on a passage you keep the most specific ones: \
 those that can be answered only by someone who knows the very facts of the passage, neither by \
 general knowledge nor by elimination.
-{DATA_NOTE}"""  # noqa: S608 (English, not SQL)
+{DATA_NOTE}"""
 
 
 def _passage(chunk: Chunk) -> str:

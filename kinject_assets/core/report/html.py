@@ -117,7 +117,8 @@ def _point(row: Mapping[str, Any], name: str = "accuracy") -> plots.Point:
     return plots.Point(row[name], row[f"{name}_low"], row[f"{name}_high"])
 
 
-def _bars(number: int, rows: Rows) -> dict[str, dict[str, plots.Point]]:
+def table_points(number: int, rows: Rows) -> dict[str, dict[str, plots.Point]]:
+    """Row -> method -> accuracy, of table 1 or 2 as read from the database."""
     names = [name for name, _ in METHOD_COLUMNS[number]]
     return {
         " ".join(str(r[key]) for key in ("task", "corpus", "model") if key in r)
@@ -178,7 +179,7 @@ def _figures(data: Mapping[str, Rows]) -> dict[str, list[dict[str, str]]]:
     for number in (1, 2):
         if rows := data[f"table{number}"]:
             image = plots.table_bars(
-                _bars(number, rows), chance=_chance(fixed), title=f"Table {number}"
+                table_points(number, rows), chance=_chance(fixed), title=f"Table {number}"
             )
             add("tables", image, f"Table {number} as bars with 95 % Wilson intervals.")
     for corpus, curves in _k_curves(fixed).items():

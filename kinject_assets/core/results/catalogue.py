@@ -55,7 +55,7 @@ class Table:
 def _columns(text: str) -> dict[str, str]:
     """Columns from `name TYPE, name TYPE`."""
     pairs = (part.split() for part in text.split(","))
-    return {name: kind for name, kind in pairs}
+    return {pair[0]: pair[1] for pair in pairs}
 
 
 CONDITION = columns_of(Condition)

@@ -35,7 +35,7 @@ def profile() -> Profile:
                 "events-2031-04": {"source": files, "table": 2},
             },
             "models": {MODEL: {"source": "somewhere/tiny", "knowledge_cutoff": "2030-12-31"}},
-            "recipes": {name: None for name in RECIPES["events-2031-04"]},
+            "recipes": dict.fromkeys(RECIPES["events-2031-04"]),
             "grid": [
                 {"corpora": [corpus], "models": [MODEL], "recipes": list(recipes)}
                 for corpus, recipes in RECIPES.items()

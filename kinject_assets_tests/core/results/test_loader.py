@@ -204,7 +204,7 @@ def test_lineage_of_retrieval_and_training_is_what_was_read(built: Store) -> Non
             "AND child_id = a.answer_id AND parent_kind = 'chunk' GROUP BY ALL)",
         )
     )
-    assert {pair for pair in prompts} == {(0, 0), (1, 1), (2, 2), (3, 3)}
+    assert set(prompts) == {(0, 0), (1, 1), (2, 2), (3, 3)}
     read = dict(
         _rows(
             built,
