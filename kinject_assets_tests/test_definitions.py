@@ -5,6 +5,7 @@ import sys
 
 import dagster as dg
 import pytest
+from dagster._core.definitions.assets.graph.asset_graph import AssetGraph
 
 from kinject_assets.core.plan import CODE_VERSIONS
 from kinject_assets.definitions import defs
@@ -34,16 +35,16 @@ HEAVY = ("torch", "transformers", "lm_eval", "faiss", "sentence_transformers", "
 
 
 @pytest.fixture(scope="module")
-def graph() -> dg.BaseAssetGraph:
-    return defs.resolve_asset_graph()  # pyright: ignore[reportReturnType]
+def graph() -> AssetGraph:
+    return defs.resolve_asset_graph()
 
 
-def test_asset_keys(graph: dg.BaseAssetGraph) -> None:
+def test_asset_keys(graph: AssetGraph) -> None:
     assert sorted(k.to_user_string() for k in graph.materializable_asset_keys) == ASSETS
     assert sorted(CODE_VERSIONS) == ASSETS
 
 
-def test_every_asset_says_what_it_is(graph: dg.BaseAssetGraph) -> None:
+def test_every_asset_says_what_it_is(graph: AssetGraph) -> None:
     for key in graph.materializable_asset_keys:
         spec = defs.resolve_assets_def(key).specs_by_key[key]
         assert spec.owners, key
@@ -54,7 +55,7 @@ def test_every_asset_says_what_it_is(graph: dg.BaseAssetGraph) -> None:
         assert "dagster/code_references" in spec.metadata, key
 
 
-def test_every_asset_is_checked(graph: dg.BaseAssetGraph) -> None:
+def test_every_asset_is_checked(graph: AssetGraph) -> None:
     assert sorted(CHECKS) == ASSETS
     named = {(c.asset_key.to_user_string(), c.name) for c in graph.asset_check_keys}
     assert named == {(asset, name) for asset, checks in CHECKS.items() for name in checks}
@@ -64,7 +65,7 @@ def test_definitions_are_valid() -> None:
     dg.Definitions.validate_loadable(defs)
 
 
-def test_every_partitioned_edge_resolves(graph: dg.BaseAssetGraph) -> None:
+def test_every_partitioned_edge_resolves(graph: AssetGraph) -> None:
     with dg.DagsterInstance.ephemeral() as instance:
         instance.add_dynamic_partitions("corpus", ["rivers"])
         keys = {

@@ -45,6 +45,9 @@ METHODS: dict[str, str] = {
 }
 """Method -> asset that holds its answers."""
 
+OUTPUTS = {"results": "results.duckdb", "report": "report.html"}
+"""What an asset writes for people beside the lake; without it the asset is missing."""
+
 State = Literal["complete", "missing", "stale"]
 
 
@@ -310,6 +313,7 @@ class Plan:
     def state(self, cell: Cell) -> State:
         """Whether a cell is there and what making it again would give."""
         manifest = self.store.manifest(cell)
-        if manifest is None:
+        output = OUTPUTS.get(cell.asset)
+        if manifest is None or (output and not (self.store.root / output).exists()):
             return "missing"
         return "complete" if manifest.fingerprint == self.fingerprint(cell) else "stale"

@@ -2,7 +2,7 @@
 
 import dagster as dg
 
-from kinject_assets.defs.partitions import CORPUS, CORPUS_MODEL, CORPUS_RECIPE, PROFILE
+from kinject_assets.defs.partitions import CORPUS, PROFILE
 
 JOBS = [
     dg.define_asset_job(
@@ -17,19 +17,16 @@ JOBS = [
             "faiss_index",
             "retrieved",
         ],
-        partitions_def=CORPUS,
         description="From articles to an exam and an index, for one corpus.",
     ),
     dg.define_asset_job(
         "score_base_and_rag",
         selection=["answers_base", "answers_rag"],
-        partitions_def=CORPUS_MODEL,
         description="Answers of a base model without and with retrieval.",
     ),
     dg.define_asset_job(
         "train_and_score",
         selection=["checkpoint", "answers_ft", "answers_ft_rag"],
-        partitions_def=CORPUS_RECIPE,
         description="Fine-tunes one recipe and answers with it, without and with retrieval.",
     ),
     dg.define_asset_job(

@@ -119,3 +119,11 @@ def test_another_paraphrase_does_not_make_a_smaller_recipe_stale(tmp_path: Path)
 def test_results_can_be_made_from_what_is_there(tmp_path: Path) -> None:
     grid = plan(tmp_path)
     assert grid.input_versions(Cell("results"))[0] == {}
+
+
+def test_results_without_their_database_are_missing(tmp_path: Path) -> None:
+    grid = plan(tmp_path)
+    make(grid, Cell("results"))
+    assert grid.state(Cell("results")) == "missing"
+    (tmp_path / "results.duckdb").touch()
+    assert grid.state(Cell("results")) == "complete"
