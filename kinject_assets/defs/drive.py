@@ -1,5 +1,8 @@
 """`kinject run`: makes what a profile asks for and is not there yet, as real Dagster runs."""
 
+import contextlib
+import os
+import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -62,12 +65,13 @@ def drive(
     """Makes the given cells where they are missing or stale, inputs first, one run per partition.
 
     A failure does not stop cells that do not need what failed.
+
+    Raises:
+        KeyboardInterrupt: After Ctrl-C, when the run that it met has been marked as failed.
     """
     outcome = Outcome()
     job = definitions.resolve_implicit_global_asset_job_def()
-    watcher = _Watcher(display, outcome)
-    io.LISTENERS.append(watcher)
-    try:
+    with _CtrlC() as ctrl_c, _listening(_Watcher(display, outcome, ctrl_c)):
         for parts, group in _partitions(cells):
             outcome.kept += sum(plan.state(cell) == "complete" for cell in group)
             # Making an input anew may leave what follows as it was: look again after each run.
@@ -89,11 +93,10 @@ def drive(
                     raise_on_error=False,
                     tags=process_tags(),
                 )
+                ctrl_c.check()
                 _note_failures(result, ready, outcome, display)
                 if (len(outcome.made), len(outcome.failed)) == before:
                     raise RuntimeError(f"the run for {ready[0]} neither made nor failed anything")
-    finally:
-        io.LISTENERS.remove(watcher)
     return outcome
 
 
@@ -136,9 +139,10 @@ def _note_failures(
 class _Watcher:
     """Passes what steps say on to a display, and keeps the time."""
 
-    def __init__(self, display: Display, outcome: Outcome) -> None:
+    def __init__(self, display: Display, outcome: Outcome, ctrl_c: "_CtrlC") -> None:
         self._display = display
         self._outcome = outcome
+        self._ctrl_c = ctrl_c
 
     def begin(self, cell: Cell) -> Callable[[], None]:
         """Called when a step starts; the answer is called when it has published."""
@@ -153,4 +157,44 @@ class _Watcher:
         return end
 
     def progress(self, message: str, done: int | None, total: int | None) -> None:
+        """Called often by every long step: also where a lost Ctrl-C is noticed."""
+        self._ctrl_c.check()
         self._display.progress(message, done, total)
+
+
+class _CtrlC:
+    """Remembers that Ctrl-C was pressed, whatever became of the exception.
+
+    Dagster raises it inside whatever Python code runs at the moment, takes it for a failure of the
+    step, and where it meets a destructor or a callback it is lost. The interpreter itself notes
+    each signal in a pipe, and that is read here.
+    """
+
+    def __enter__(self) -> "_CtrlC":
+        self._seen = False
+        self._read, self._write = os.pipe()
+        os.set_blocking(self._read, False)
+        os.set_blocking(self._write, False)
+        self._before = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        signal.set_wakeup_fd(self._before)
+        os.close(self._read)
+        os.close(self._write)
+
+    def check(self) -> None:
+        """Raises KeyboardInterrupt if Ctrl-C was pressed since the drive began."""
+        with contextlib.suppress(BlockingIOError):
+            self._seen = self._seen or signal.SIGINT in os.read(self._read, 64)
+        if self._seen:
+            raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def _listening(watcher: _Watcher) -> Iterator[None]:
+    io.LISTENERS.append(watcher)
+    try:
+        yield
+    finally:
+        io.LISTENERS.remove(watcher)

@@ -349,6 +349,7 @@ def pretrain(
     cycles: Sequence[Sequence[Stage]] = CYCLES,
     threads: int = 2,
     log: Callable[[str], None] = print,
+    questions: int = 400,
 ) -> dict[str, Any]:
     """Trains one lab model and writes weights, tokenizer and `training.json` to `out/name`.
 
@@ -358,6 +359,7 @@ def pretrain(
         cycles: What is drawn, in turn; after each cycle weights are written.
         threads: CPU threads.
         log: Called with progress lines.
+        questions: Questions for each of the `abilities` that are recorded.
 
     Returns:
         What was written to `training.json`: settings, seconds, tokens and `abilities`.
@@ -380,7 +382,7 @@ def pretrain(
         "steps": sum(stage.steps for stages in cycles for stage in stages),
         "tokens": tokens,
         "seconds": round(time.monotonic() - started),
-        "abilities": abilities(model, tokenizer, 400),
+        "abilities": abilities(model, tokenizer, questions),
     }
     (folder / "training.json").write_text(json.dumps(record, indent=2) + "\n")
     return record
