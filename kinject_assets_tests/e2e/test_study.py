@@ -40,11 +40,14 @@ def test_every_test_question_is_answered_under_every_condition(kinject: Kinject)
     uneven = rows(
         kinject,
         """
-        SELECT c.condition_id, count(a.question_id) AS answered,
-               (SELECT count(*) FROM corpus_questions q
-                WHERE q.corpus = c.corpus AND q.split = 'test' AND NOT q.retired) AS wanted
-        FROM conditions c LEFT JOIN answers a USING (condition_id)
-        GROUP BY ALL HAVING answered <> wanted
+        WITH wanted AS (
+            SELECT corpus, count(*) AS n FROM corpus_questions
+            WHERE split = 'test' AND NOT retired GROUP BY corpus
+        ), answered AS (
+            SELECT condition_id, c.corpus, count(question_id) AS n
+            FROM conditions c LEFT JOIN answers USING (condition_id) GROUP BY ALL
+        )
+        SELECT condition_id FROM answered JOIN wanted USING (corpus) WHERE answered.n <> wanted.n
         """,
     )
     assert uneven == []

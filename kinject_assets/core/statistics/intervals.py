@@ -29,7 +29,8 @@ def wilson(correct: int, n: int, level: float = LEVEL) -> Interval:
         return Interval(0.0, 1.0)
     limits = proportion_confint(correct, n, alpha=1 - level, method="wilson")
     low, high = np.clip(np.asarray(limits, dtype=float), 0.0, 1.0).tolist()
-    return Interval(low, high)
+    # At 0 and n the exact limit is 0 and 1; rounding may leave it just inside.
+    return Interval(0.0 if correct == 0 else low, 1.0 if correct == n else high)
 
 
 def _tango_score(only_a: int, only_b: int, n: int, difference: float) -> float:

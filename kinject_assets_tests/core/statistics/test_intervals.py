@@ -109,3 +109,9 @@ def test_relative_gain_interval_covers() -> None:
         assert interval is not None
         covered += interval.low <= 0.6 / 0.5 - 1 <= interval.high
     assert 0.92 <= covered / times <= 0.98
+
+
+@pytest.mark.parametrize("n", [1, 7, 22, 42, 285])
+def test_wilson_holds_the_accuracy_itself_at_its_ends(n: int) -> None:
+    assert wilson(n, n).high == 1.0
+    assert wilson(0, n).low == 0.0
