@@ -1,8 +1,6 @@
 """`kinject run`: makes what a profile asks for and is not there yet, as real Dagster runs."""
 
 import contextlib
-import os
-import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +11,7 @@ import dagster as dg
 from dagster import DagsterInstance
 from dagster._core.execution.execute_in_process_result import ExecuteInProcessResult
 
+from kinject_assets.core.interrupts import Interrupts
 from kinject_assets.core.plan import Plan
 from kinject_assets.core.store import Cell
 from kinject_assets.defs import io
@@ -71,7 +70,7 @@ def drive(
     """
     outcome = Outcome()
     job = definitions.resolve_implicit_global_asset_job_def()
-    with _CtrlC() as ctrl_c, _listening(_Watcher(display, outcome, ctrl_c)):
+    with Interrupts() as interrupts, _listening(_Watcher(display, outcome, interrupts)):
         for parts, group in _partitions(cells):
             outcome.kept += sum(plan.state(cell) == "complete" for cell in group)
             # Making an input anew may leave what follows as it was: look again after each run.
@@ -93,7 +92,8 @@ def drive(
                     raise_on_error=False,
                     tags=process_tags(),
                 )
-                ctrl_c.check()
+                # Dagster takes Ctrl-C for a failure of the step that it met; it ends the drive.
+                interrupts.check()
                 _note_failures(result, ready, outcome, display)
                 if (len(outcome.made), len(outcome.failed)) == before:
                     raise RuntimeError(f"the run for {ready[0]} neither made nor failed anything")
@@ -139,10 +139,10 @@ def _note_failures(
 class _Watcher:
     """Passes what steps say on to a display, and keeps the time."""
 
-    def __init__(self, display: Display, outcome: Outcome, ctrl_c: "_CtrlC") -> None:
+    def __init__(self, display: Display, outcome: Outcome, interrupts: Interrupts) -> None:
         self._display = display
         self._outcome = outcome
-        self._ctrl_c = ctrl_c
+        self._interrupts = interrupts
 
     def begin(self, cell: Cell) -> Callable[[], None]:
         """Called when a step starts; the answer is called when it has published."""
@@ -158,37 +158,8 @@ class _Watcher:
 
     def progress(self, message: str, done: int | None, total: int | None) -> None:
         """Called often by every long step: also where a lost Ctrl-C is noticed."""
-        self._ctrl_c.check()
+        self._interrupts.check()
         self._display.progress(message, done, total)
-
-
-class _CtrlC:
-    """Remembers that Ctrl-C was pressed, whatever became of the exception.
-
-    Dagster raises it inside whatever Python code runs at the moment, takes it for a failure of the
-    step, and where it meets a destructor or a callback it is lost. The interpreter itself notes
-    each signal in a pipe, and that is read here.
-    """
-
-    def __enter__(self) -> "_CtrlC":
-        self._seen = False
-        self._read, self._write = os.pipe()
-        os.set_blocking(self._read, False)
-        os.set_blocking(self._write, False)
-        self._before = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        signal.set_wakeup_fd(self._before)
-        os.close(self._read)
-        os.close(self._write)
-
-    def check(self) -> None:
-        """Raises KeyboardInterrupt if Ctrl-C was pressed since the drive began."""
-        with contextlib.suppress(BlockingIOError):
-            self._seen = self._seen or signal.SIGINT in os.read(self._read, 64)
-        if self._seen:
-            raise KeyboardInterrupt
 
 
 @contextlib.contextmanager

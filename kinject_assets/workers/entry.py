@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar, get_origin, get_type_hints
 
 from kinject_assets.core.errors import KinjectError
+from kinject_assets.core.interrupts import Interrupts
 from kinject_assets.core.manifest import write_atomically
 from kinject_assets.core.progress import Report
 
@@ -71,12 +72,14 @@ def main(
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        with open_dagster_pipes() as pipes:
+        with Interrupts() as interrupts, open_dagster_pipes() as pipes:
             fields = dict(pipes.extras["request"])
             result_path = Path(fields.pop("result_path"))
             stay_local(*sources(fields))
             try:
-                outcome: dict[str, Any] = {"result": run(fields, _log_report(pipes.log))}
+                outcome: dict[str, Any] = {
+                    "result": run(fields, _log_report(pipes.log, interrupts))
+                }
             except KinjectError as error:
                 outcome = {"error": {"type": type(error).__name__, "message": str(error)}}
             write_atomically(result_path, json.dumps(outcome) + "\n")
@@ -85,11 +88,12 @@ def main(
     sys.exit(2 if "error" in outcome else 0)
 
 
-def _log_report(log: Any) -> Report:
+def _log_report(log: Any, interrupts: Interrupts) -> Report:
     told_at = -LOG_SECONDS
 
     def report(message: str, done: int | None = None, total: int | None = None) -> None:
         nonlocal told_at
+        interrupts.check()
         now = time.monotonic()
         if now - told_at >= LOG_SECONDS or done is None or done == total:
             told_at = now
