@@ -71,7 +71,7 @@ def _select(profile_name: str | None) -> "Profile":
     "--select",
     "selection",
     metavar="SELECTION",
-    help="Assets to make, in Dagster's selection syntax, e.g. 'group:a_corpus' or '+answers_rag'.",
+    help="Assets: names with commas, or Dagster's syntax ('group:a_corpus', '+key:results').",
 )
 @click.option("--corpus", "corpora", multiple=True, metavar="C", help="Only these corpora.")
 @click.option("--model", "models", multiple=True, metavar="M", help="Only these models.")

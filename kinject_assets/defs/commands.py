@@ -21,7 +21,7 @@ from kinject_assets.config import Profile, home, local_or_hub
 from kinject_assets.core.errors import KinjectError, MissingArtefact
 from kinject_assets.core.lineage.audit import audit, trace
 from kinject_assets.core.manifest import write_atomically
-from kinject_assets.core.plan import Plan
+from kinject_assets.core.plan import CODE_VERSIONS, Plan
 from kinject_assets.core.store import Cell, Store
 from kinject_assets.defs.compute import compute_mode, load_libraries
 from kinject_assets.defs.drive import Outcome, drive
@@ -112,11 +112,7 @@ def _chosen(
 ) -> list[Cell]:
     cells = list(plan.cells)
     if selection:
-        try:
-            chosen = dg.AssetSelection.from_string(selection).resolve(defs.resolve_asset_graph())
-        except dg.DagsterError as error:
-            raise KinjectError(f"--select {selection!r}: {error}") from error
-        names = {key.to_user_string() for key in chosen}
+        names = _selected(defs, selection)
         cells = [cell for cell in cells if cell.asset in names]
     if corpora:
         cells = [cell for cell in cells if not cell.parts or cell.parts[0] in corpora]
@@ -125,6 +121,21 @@ def _chosen(
     if not cells:
         raise KinjectError("the selection holds no cell that the profile asks for")
     return cells
+
+
+def _selected(defs: dg.Definitions, selection: str) -> set[str]:
+    """Assets of a selection: plain names with commas, or Dagster's selection syntax."""
+    names = {word.strip() for word in selection.split(",")}
+    if names <= set(CODE_VERSIONS):
+        return names
+    try:
+        chosen = dg.AssetSelection.from_string(selection).resolve(defs.resolve_asset_graph())
+    except dg.DagsterError as error:
+        raise KinjectError(
+            f"--select {selection!r}: {error}. Give asset names ({', '.join(CODE_VERSIONS)}) with "
+            "commas between, or Dagster's syntax, e.g. 'group:a_corpus' or '+key:answers_rag'"
+        ) from error
+    return {key.to_user_string() for key in chosen}
 
 
 def _check_models(profile: Profile, cells: Sequence[Cell]) -> None:
