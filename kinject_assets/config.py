@@ -453,6 +453,8 @@ class Profile(Settings):
                         "contact: needed when a wiki is read, e.g. contact: you@example.org "
                         "(Wikimedia's User-Agent policy)"
                     )
+        if self.llm.base_url == "lab" and self.lab is None:
+            problems.append("llm.base_url: `lab` needs the part `lab:`, e.g. lab: {seed: 1}")
         for name in self.recipes:
             try:
                 spec = RecipeSpec.parse(name)

@@ -17,8 +17,10 @@ from kinject_assets.defs import (
 )
 from kinject_assets.defs.resources import Study
 
-# Links to the source code are beta in Dagster; it would say so once an asset.
+# Links to the source code are beta in Dagster, and Pipes reads a preview property of its own: it
+# would say so once an asset and once a worker.
 warnings.filterwarnings("ignore", category=dg.BetaWarning)
+warnings.filterwarnings("ignore", category=dg.PreviewWarning)
 
 STAGES = (corpus, exams, augmentation, retrieval, training, scores, results, audit)
 

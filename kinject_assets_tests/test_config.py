@@ -70,6 +70,7 @@ def test_a_minimal_profile_loads(tmp_path: Path) -> None:
             {"corpora": {"docs": {"source": {"kind": "wiki", "wiki": "wikipedia"}}}},
             "one of `categories`, `titles` or `frozen` is needed",
         ),
+        ({"llm": {"base_url": "lab"}}, "llm.base_url: `lab` needs the part `lab:`"),
         ({"clock": {"mode": "fixed"}}, "mode `fixed` needs `now`"),
         ({"exams": {"per_chunk": 2, "keep": 3}}, "keep (3) is more than per_chunk (2)"),
     ],
