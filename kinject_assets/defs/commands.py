@@ -264,6 +264,7 @@ def serve_ui(profile: Profile, port: int) -> int:
             raise KeyboardInterrupt
 
         signal.signal(signal.SIGTERM, stop)
+        signal.signal(signal.SIGINT, stop)
         try:
             while all(process.poll() is None for process in processes):
                 time.sleep(0.5)

@@ -70,7 +70,9 @@ def main(
     """
     from dagster_pipes import open_dagster_pipes
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # A parent that a script started in the background ignores SIGINT, and so would this process.
+    for ending in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(ending, signal.default_int_handler)
     try:
         with Interrupts() as interrupts, open_dagster_pipes() as pipes:
             fields = dict(pipes.extras["request"])
