@@ -1,6 +1,7 @@
 """What assets work with: the profile, its lake, and the services that it names."""
 
 import os
+from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
 
@@ -15,6 +16,9 @@ from kinject_assets.core.schema import Generation
 from kinject_assets.core.store import Store
 from kinject_assets.defs.partitions import PROFILE
 
+_SERVERS = ExitStack()
+"""Keeps the lab's server as long as this process; its thread ends with it."""
+
 
 @cache
 def lab_url() -> str:
@@ -27,10 +31,7 @@ def lab_url() -> str:
     assert PROFILE.lab is not None, "the profile model refuses `lab` addresses without a lab"
     from kinject_assets.lab.server import running
 
-    return _KEPT.setdefault("lab", running(PROFILE.lab)).__enter__()
-
-
-_KEPT: dict = {}
+    return _SERVERS.enter_context(running(PROFILE.lab))
 
 
 class Study(dg.ConfigurableResource):
