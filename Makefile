@@ -5,7 +5,7 @@ BIN := .venv/bin
 PROFILE ?= lab
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: help demo test test-all ui bench lint format lab-pretrain clean
+.PHONY: help demo test test-all ui lab-study lint format lab-pretrain clean
 
 help: ## Lists the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -37,6 +37,9 @@ lint: .venv/.installed ## ruff (lint, format) and pyright
 format: .venv/.installed ## Formats the code
 	@$(BIN)/ruff check --fix --quiet .
 	@$(BIN)/ruff format .
+
+lab-study: .venv/.installed ## Runs the study of docs/lab.md on all its worlds (about an hour)
+	@$(BIN)/kinject lab study
 
 lab-pretrain: .venv/.installed ## Makes the lab's models again (about 45 minutes on 2 cores)
 	@$(BIN)/kinject lab pretrain

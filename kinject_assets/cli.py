@@ -238,17 +238,17 @@ def lab_serve(profile_name: str | None, port: int) -> None:
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Default: data/lab.")
 @click.option("--threads", default=2, show_default=True, help="CPU threads.")
 @click.option("--model", "names", multiple=True, help="lab-llama, lab-mistral; default: both.")
-def lab_pretrain(out: Path | None, steps: int | None, threads: int, names: tuple[str, ...]) -> None:
-    """Makes the lab's models and encoder again, from random weights (an hour on 2 cores)."""
+def lab_pretrain(out: Path | None, threads: int, names: tuple[str, ...]) -> None:
+    """Makes the lab's models and encoders again, from random weights (an hour on 2 cores)."""
     from kinject_assets.config import lab_data
-    from kinject_assets.lab.encoder import build_encoder
+    from kinject_assets.lab.encoder import build_encoders
     from kinject_assets.lab.pretrain import SHAPES, pretrain
 
     unknown = set(names) - set(SHAPES)
     if unknown:
         raise click.UsageError(f"no lab model {sorted(unknown)}; there are {list(SHAPES)}")
     folder = out or lab_data()
-    build_encoder(folder / "encoder")
+    build_encoders(folder)
     for name in names or SHAPES:
         record = pretrain(
             name,
@@ -257,6 +257,36 @@ def lab_pretrain(out: Path | None, steps: int | None, threads: int, names: tuple
             log=lambda line: click.echo(line, err=True),
         )
         click.echo(record)
+
+
+@lab.command("study")
+@click.option(
+    "--world", "worlds", multiple=True, type=int, help="World seeds; default: docs/lab.md's."
+)
+@click.option("--jobs", default=2, show_default=True, help="Worlds at once; cores are shared out.")
+@click.option(
+    "--page",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    default=Path("docs/lab.md"),
+    show_default=True,
+    help="Page whose results are renewed; raw figures and plots go to a folder beside it.",
+)
+@click.option("--collect", is_flag=True, help="Pools the results that are there; runs nothing.")
+def lab_study(worlds: tuple[int, ...], jobs: int, page: Path, collect: bool) -> None:
+    """Runs the study of docs/lab.md on all its worlds and pools them (an hour on 2 cores).
+
+    Each world is a profile of its own below KINJECT_HOME. Stopped and started again, it goes on.
+    """
+    from kinject_assets.config import base_folder
+    from kinject_assets.lab.study import PROFILE, WORLDS, run_worlds
+    from kinject_assets.lab.study import collect as pool
+
+    chosen = worlds or WORLDS
+    folder = base_folder() / PROFILE
+    if not collect:
+        run_worlds(chosen, folder, jobs, lambda line: click.echo(line, err=True))
+    study = pool(chosen, folder, page)
+    click.echo(f"{page}: {len(study.worlds)} worlds, {len(study.checkpoints)} checkpoints")
 
 
 if __name__ == "__main__":

@@ -35,7 +35,8 @@ ModelName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}
 MonthKey = Annotated[str, StringConstraints(pattern=r"^\d{4}-(0[1-9]|1[0-2])$")]
 
 RECIPE = re.compile(
-    r"^(?P<method>full|lora|qlora)\.(?P<kind>[pr])(?P<n>\d\d)(?:\.s(?P<seed>\d+))?$"
+    r"^(?P<method>full|lora|qlora)\.(?P<kind>[pr])(?P<n>\d\d)"
+    r"(?:\.(?P<variant>(?!s\d)[a-z][a-z0-9-]*))?(?:\.s(?P<seed>\d+))?$"
 )
 
 
@@ -310,6 +311,10 @@ class Training(Settings):
         min_length=1,
         description="tried in turn; the lowest loss on validation paraphrases wins",
     )
+    keep: Literal["best", "last"] = Field(
+        default="best",
+        description="epoch that is kept: best on the validation paraphrases, or the last one",
+    )
     warmup_share: float = Field(default=0.03, ge=0, le=1)
     weight_decay: float = Field(default=0.0, ge=0)
     lora_rank: int = Field(default=16, ge=1)
@@ -324,6 +329,7 @@ class RecipeOverrides(Settings):
 
     epochs: int | None = Field(default=None, ge=1, le=1000)
     learning_rates: tuple[float, ...] | None = Field(default=None, min_length=1)
+    keep: Literal["best", "last"] | None = None
     lora_rank: int | None = Field(default=None, ge=1)
     lora_alpha: int | None = Field(default=None, ge=1)
 
@@ -360,17 +366,33 @@ class Scoring(Settings):
         return tuple(sorted(value))
 
 
+class DamageProbes(Settings):
+    """What training may have cost: exams of other corpora, answered before and after it."""
+
+    facts: tuple[Slug, ...] = Field(
+        default=(),
+        description="corpora that the base models know something of: answered closed-book",
+    )
+    reading: tuple[Slug, ...] = Field(
+        default=(), description="corpora to read: answered with the retrieved chunks in front"
+    )
+    shots: int = Field(default=0, ge=0, description="one of scoring.shots")
+    k: int = Field(default=1, ge=1, description="chunks in front for `reading`; one of scoring.k")
+
+
 class RecipeSpec(Settings):
     """A recipe's meaning, read from its name.
 
     `full.p10` trains on the original and 10 paraphrases of each chunk; `full.r10` is its control:
-    the original alone, repeated to the same optimiser steps and packed tokens; `.s1` is a seed.
+    the original alone, repeated to the same optimiser steps and packed tokens. A word after it
+    names a variant with settings of its own (`full.p10.common`), and `.s1` is a seed.
     """
 
     name: str
     method: Literal["full", "lora", "qlora"]
     n_paraphrases: int
     control_of: str | None
+    variant: str
     seed: int
 
     @classmethod
@@ -378,21 +400,24 @@ class RecipeSpec(Settings):
         """Reads a recipe's name.
 
         Raises:
-            ValueError: If it is not of the form METHOD.pNN or METHOD.rNN, with an optional .sSEED.
+            ValueError: If it is not of the form METHOD.pNN or METHOD.rNN, with an optional
+                .VARIANT and .sSEED.
         """
         match = RECIPE.match(name)
         if match is None:
             raise ValueError(
-                f"recipe `{name}` is not METHOD.pNN or METHOD.rNN[.sSEED], "
+                f"recipe `{name}` is not METHOD.pNN or METHOD.rNN[.VARIANT][.sSEED], "
                 "e.g. full.p00, lora.p10, full.r10, full.p10.s1 (METHOD: full, lora, qlora)"
             )
+        variant = f".{match['variant']}" if match["variant"] else ""
         seed = f".s{match['seed']}" if match["seed"] else ""
         control = match["kind"] == "r"
         return cls(
             name=name,
             method=match["method"],  # pyright: ignore[reportArgumentType] (one of the regex's three)
             n_paraphrases=int(match["n"]),
-            control_of=f"{match['method']}.p{match['n']}{seed}" if control else None,
+            control_of=f"{match['method']}.p{match['n']}{variant}{seed}" if control else None,
+            variant=match["variant"] or "",
             seed=int(match["seed"] or 0),
         )
 
@@ -424,6 +449,7 @@ class Profile(Settings):
     )
     grid: tuple[Cells, ...] = Field(min_length=1, description="what is asked for")
     scoring: Scoring = Scoring()
+    damage: DamageProbes = DamageProbes()
     compute: Literal["inline", "local"] = Field(
         default="local", description="inline: in this process; local: a process per heavy step"
     )
@@ -473,11 +499,37 @@ class Profile(Settings):
             ):
                 for name in getattr(cells, field):
                     known(f"grid[{index}].{field}", name, allowed)
+            trained = {"ft", "ft_rag"} & set(cells.methods) and cells.recipes
+            for field, method in (("facts", "base"), ("reading", "rag")) if trained else ():
+                for probe in getattr(self.damage, field):
+                    asked = {
+                        model
+                        for other in self.grid
+                        if probe in other.corpora and method in other.methods
+                        for model in other.models
+                    }
+                    if missing := [model for model in cells.models if model not in asked]:
+                        problems.append(
+                            f"damage.{field}: `{probe}` is compared with its `{method}` answers of "
+                            f"{', '.join(missing)}, which the grid does not ask for; add to "
+                            f"`grid:` {{corpora: [{probe}], models: [{', '.join(missing)}], "
+                            f"methods: [{method}]}}"
+                        )
             controls = [RecipeSpec.parse(r).control_of for r in cells.recipes if RECIPE.match(r)]
             for recipe in controls:
                 if recipe and recipe not in cells.recipes:
                     problems.append(
                         f"grid[{index}].recipes: a control needs its `{recipe}` in the same cells"
+                    )
+        for field in ("facts", "reading"):
+            for probe in getattr(self.damage, field):
+                known(f"damage.{field}", probe, self.corpora)
+        if self.damage.facts or self.damage.reading:
+            for field, allowed in (("shots", self.scoring.shots), ("k", self.scoring.k)):
+                if getattr(self.damage, field) not in allowed:
+                    problems.append(
+                        f"damage.{field}: {getattr(self.damage, field)} is not among "
+                        f"scoring.{field} {list(allowed)}"
                     )
         if problems:
             raise ValueError("\n".join(dict.fromkeys(problems)))
@@ -495,9 +547,14 @@ class Profile(Settings):
         return self.training.model_copy(update=changes)
 
 
+def base_folder() -> Path:
+    """Folder of everything that kinject produces: `$KINJECT_HOME`, default `data/out`."""
+    return Path(os.environ.get("KINJECT_HOME") or "data/out").absolute()
+
+
 def home(profile: Profile) -> Path:
     """Folder of everything that a profile produces: `$KINJECT_HOME/<profile>`."""
-    return Path(os.environ.get("KINJECT_HOME") or "data/out").absolute() / profile.name
+    return base_folder() / profile.name
 
 
 def lab_data() -> Path:

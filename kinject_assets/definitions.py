@@ -9,6 +9,7 @@ from kinject_assets.defs import (
     augmentation,
     automation,
     corpus,
+    damage,
     exams,
     results,
     retrieval,
@@ -22,7 +23,7 @@ from kinject_assets.defs.resources import Study
 warnings.filterwarnings("ignore", category=dg.BetaWarning)
 warnings.filterwarnings("ignore", category=dg.PreviewWarning)
 
-STAGES = (corpus, exams, augmentation, retrieval, training, scores, results, audit)
+STAGES = (corpus, exams, augmentation, retrieval, training, scores, damage, results, audit)
 
 defs = dg.Definitions(
     assets=dg.with_source_code_references(dg.load_assets_from_modules(STAGES)),

@@ -30,6 +30,7 @@ CODE_VERSIONS: dict[str, str] = {
     "answers_rag": "1",
     "answers_ft": "1",
     "answers_ft_rag": "1",
+    "damage": "1",
     "results": "1",
     "claims": "1",
     "report": "1",
@@ -103,6 +104,15 @@ class Plan:
         ]
         return max(counts, default=0)
 
+    def probes(self, corpus: str) -> dict[str, tuple[str, ...]]:
+        """Corpora whose exams show what training on one cost: `facts` and `reading`, none empty."""
+        damage = self.profile.damage
+        found = {
+            kind: tuple(name for name in getattr(damage, kind) if name != corpus)
+            for kind in ("facts", "reading")
+        }
+        return {kind: names for kind, names in found.items() if names}
+
     def _methods(self, corpus: str) -> set[str]:
         return {method for cells in self._asking(corpus) for method in cells.methods}
 
@@ -141,6 +151,8 @@ class Plan:
                             for cells in self._asking(corpus)
                         ):
                             found.append(Cell(METHODS[method], (corpus, f"{model}.{recipe}")))
+                    if self.probes(corpus):
+                        found.append(Cell("damage", (corpus, f"{model}.{recipe}")))
         return (*found, *(Cell(a) for a in ("results", "claims", "report", "lineage_audit")))
 
     def require(self, cell: Cell) -> None:
@@ -154,7 +166,12 @@ class Plan:
         where = self.profile.path or "the profile"
         corpus = cell.parts[0] if cell.parts else ""
         lines = [f"  - corpora: [{corpus}]"]
-        if cell.asset in {"checkpoint", "answers_ft", "answers_ft_rag"}:
+        if cell.asset == "damage" and not self.probes(corpus):
+            raise NotAsked(
+                f"{where} names no exam to measure damage with. Add e.g.\n"
+                "damage: {facts: [OTHER_CORPUS], reading: [OTHER_CORPUS]}"
+            )
+        if cell.asset in {"checkpoint", "answers_ft", "answers_ft_rag", "damage"}:
             model, recipe = cell.parts[1].split(".", 1)
             lines += [f"    models: [{model}]", f"    recipes: [{recipe}]"]
         elif len(cell.parts) == 2:
@@ -206,6 +223,18 @@ class Plan:
                     *here("questions", "retrieved", "chunks"),
                     (Cell("checkpoint", cell.parts), ""),
                 ]
+            case "damage":
+                model = self.model_of(cell)
+                found = [(Cell("checkpoint", cell.parts), "")]
+                for kind, names in self.probes(corpus).items():
+                    for name in names:
+                        assets = ("questions",)
+                        if kind == "reading":
+                            assets = ("questions", "retrieved", "chunks")
+                        found += [(Cell(asset, (name,)), "") for asset in assets]
+                        before = METHODS["base" if kind == "facts" else "rag"]
+                        found.append((Cell(before, (name, model)), ""))
+                return list(dict.fromkeys(found))
             case "checkpoint":
                 model, recipe = cell.parts[1].split(".", 1)
                 spec = RecipeSpec.parse(recipe)
@@ -283,6 +312,13 @@ class Plan:
                 return {
                     "model": of(profile.models[self.model_of(cell)], "knowledge_cutoff"),
                     "scoring": of(profile.scoring, "device", "batch_size", "folds"),
+                    "query": profile.retrieval.query,
+                }
+            case "damage":
+                return {
+                    "damage": of(profile.damage),
+                    "model": of(profile.models[self.model_of(cell)], "knowledge_cutoff"),
+                    "scoring": of(profile.scoring, "shots", "k", "device", "batch_size", "folds"),
                     "query": profile.retrieval.query,
                 }
             case _:

@@ -215,12 +215,23 @@ class Trial:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Damage:
-    """What training did to something else than the corpus."""
+    """What training did to something else than the corpus.
+
+    Attributes:
+        probe: `general_perplexity`, `facts:CORPUS` (accuracy on another corpus's exam, closed-book)
+            or `reading:CORPUS` (the same with the retrieved chunks in front).
+        n: Questions of the probe; `None` for a perplexity.
+        lost: Of these, answered correctly before and wrongly after.
+        won: The other way round.
+    """
 
     checkpoint_id: str
     probe: str
     before: float
     after: float
+    n: int | None = None
+    lost: int | None = None
+    won: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

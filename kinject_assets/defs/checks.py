@@ -11,7 +11,15 @@ import dagster as dg
 from kinject_assets.config import Chunking
 from kinject_assets.core.lineage.audit import Audit
 from kinject_assets.core.retrieval.index import ChunkIndex
-from kinject_assets.core.schema import Answer, Article, Checkpoint, Chunk, Paraphrase, Question
+from kinject_assets.core.schema import (
+    Answer,
+    Article,
+    Checkpoint,
+    Chunk,
+    Damage,
+    Paraphrase,
+    Question,
+)
 from kinject_assets.core.statistics.claims import Claim
 from kinject_assets.defs.io import check
 
@@ -62,6 +70,7 @@ CHECKS: dict[str, dict[str, str]] = {
         "no_collapse": "Choices are not heaped on one option.",
         "nothing_cut": "No prompt lost text to fit the window.",
     },
+    "damage": {"still_reads": "Retrieved text is read about as well as before training."},
     "results": {"has_scores": "The database holds scores."},
     "claims": {"self_test": "The claims' code finds what the published tables are known to show."},
     "report": {"offline": "The report asks for nothing from outside."},
@@ -238,6 +247,25 @@ def answers(rows: Sequence[Answer], wanted: int) -> list[dg.AssetCheckResult]:
             + ("; use fewer shots, a smaller K or shorter chunks" if cut else ""),
             warn=True,
         ),
+    ]
+
+
+def damage(rows: Sequence[Damage]) -> list[dg.AssetCheckResult]:
+    """Checks of what training cost: readers that read clearly worse are pointed out."""
+    worse = [
+        f"{row.probe} fell from {row.before:.3f} to {row.after:.3f}"
+        for row in rows
+        if row.probe.startswith("reading:") and row.after < row.before - 0.1
+    ]
+    return [
+        check(
+            "still_reads",
+            not worse,
+            ("; ".join(worse) + "; fewer epochs, a smaller learning rate or lora cost less")
+            if worse
+            else "no reading probe fell by more than 0.1",
+            warn=True,
+        )
     ]
 
 

@@ -13,6 +13,7 @@ from kinject_assets.core.results.loader import build_database
 from kinject_assets.core.results.tables import fetch, format_tables, query
 from kinject_assets.core.statistics.claims import judge, published
 from kinject_assets.defs import checks
+from kinject_assets.defs.damage import damage
 from kinject_assets.defs.io import image, making
 from kinject_assets.defs.partitions import REFERENCES
 from kinject_assets.defs.policy import OWNERS, RESULTS_GROUP
@@ -21,7 +22,7 @@ from kinject_assets.defs.scores import answers_base, answers_ft, answers_ft_rag,
 
 
 @dg.asset(
-    deps=[answers_base, answers_rag, answers_ft, answers_ft_rag],
+    deps=[answers_base, answers_rag, answers_ft, answers_ft_rag, damage],
     group_name=RESULTS_GROUP,
     kinds={"duckdb", "sql"},
     owners=OWNERS,

@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import dagster as dg
 
@@ -89,10 +90,20 @@ def answers_ft_rag(context: dg.AssetExecutionContext, study: Study) -> dg.Materi
         return _answers(step)
 
 
-def _answers(step: Step) -> dg.MaterializeResult:
+def score_request(
+    step: Step, corpus: str, method: str, shots: Sequence[int], k: Sequence[int]
+) -> dict[str, Any]:
+    """A request to answer a corpus's exam with the model of a cell.
+
+    Args:
+        step: A cell of a corpus and a model or a recipe.
+        corpus: Whose exam; not always the cell's own.
+        method: One of `METHODS`; `ft` and `ft_rag` take the checkpoint of the cell's partition.
+        shots: Numbers of solved examples.
+        k: Numbers of chunks in front, for the methods that retrieve.
+    """
     profile, store = step.study.profile, step.study.store
-    method = METHOD_OF[step.cell.asset]
-    corpus, key = step.cell.parts
+    key = step.cell.parts[1]
     model, _, recipe = key.partition(".") if key not in profile.models else (key, "", "")
     scoring = profile.scoring
     exam = profile.corpora[corpus].exam
@@ -103,8 +114,8 @@ def _answers(step: Step) -> dg.MaterializeResult:
         "base": step.study.located(profile.models[model].source),
         "revision": profile.models[model].revision,
         "dtype": profile.models[model].dtype,
-        "questions": str(store.path(step.upstream("questions"), "questions.parquet")),
-        "shots": list(scoring.shots),
+        "questions": str(store.path(Cell("questions", (corpus,)), "questions.parquet")),
+        "shots": list(shots),
         "k": [0],
         "choice_format": scoring.choice_format,
         "subject": exam.subject if exam.kind == "mmlu" else "",
@@ -116,14 +127,14 @@ def _answers(step: Step) -> dg.MaterializeResult:
     }
     if method in {"rag", "ft_rag"}:
         request |= {
-            "k": list(scoring.k),
-            "chunks": str(store.path(step.upstream("chunks"), "chunks.parquet")),
-            "retrieved": str(store.path(step.upstream("retrieved"), "retrieved.parquet")),
+            "k": list(k),
+            "chunks": str(store.path(Cell("chunks", (corpus,)), "chunks.parquet")),
+            "retrieved": str(store.path(Cell("retrieved", (corpus,)), "retrieved.parquet")),
             "retriever": RETRIEVER,
             "query": profile.retrieval.query,
         }
     if recipe:
-        made = Cell("checkpoint", (corpus, key))
+        made = Cell("checkpoint", step.cell.parts)
         request |= {
             "recipe": recipe,
             "seed": RecipeSpec.parse(recipe).seed,
@@ -131,6 +142,13 @@ def _answers(step: Step) -> dg.MaterializeResult:
             "checkpoint_id": store.rows(made, "checkpoint", Checkpoint)[0].checkpoint_id,
             "adapter": RecipeSpec.parse(recipe).method != "full",
         }
+    return request
+
+
+def _answers(step: Step) -> dg.MaterializeResult:
+    scoring = step.study.profile.scoring
+    method = METHOD_OF[step.cell.asset]
+    request = score_request(step, step.cell.parts[0], method, scoring.shots, scoring.k)
     run_worker(step, "score", request)
     rows = read_rows(step.draft / "answers.parquet", Answer)
     conditions = read_rows(step.draft / "conditions.parquet", Condition)

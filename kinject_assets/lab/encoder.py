@@ -14,6 +14,9 @@ from kinject_assets.lab.grammar import KINDS, NAME_STEMS, OPENERS, POOLS
 from kinject_assets.lab.pretrain import build_tokenizer
 
 DIMENSION = 256
+COARSE_DIMENSION = 5
+"""So few numbers a vector that unlike words look alike: a retriever that errs."""
+
 SEED = 20231203
 
 _MARK_WEIGHT = 0.01
@@ -46,13 +49,20 @@ def word_weights() -> dict[str, float]:
     return weights | dict.fromkeys(telling, 1.0)
 
 
-def build_encoder(out: Path) -> None:
-    """Writes the encoder as a sentence-transformers folder with safetensors weights.
+def build_encoders(folder: Path) -> None:
+    """Writes the lab's two encoders: `encoder`, and `encoder-coarse`, which errs."""
+    build_encoder(folder / "encoder")
+    build_encoder(folder / "encoder-coarse", COARSE_DIMENSION)
+
+
+def build_encoder(out: Path, dimension: int = DIMENSION) -> None:
+    """Writes an encoder as a sentence-transformers folder with safetensors weights.
 
     The same on every machine, below 1 MB, and loaded by plain `SentenceTransformer(folder)`.
 
     Args:
         out: Folder to write; made when missing.
+        dimension: Numbers a vector. The fewer, the more often unlike texts look alike.
     """
     import numpy as np
     from sentence_transformers import SentenceTransformer
@@ -64,11 +74,11 @@ def build_encoder(out: Path) -> None:
     # A word and its capitalised form share a vector: a sentence may start with any word.
     spellings = sorted({token.lower() for token in vocabulary})
     directions = np.random.default_rng(SEED).standard_normal(
-        (len(spellings), DIMENSION), dtype=np.float32
+        (len(spellings), dimension), dtype=np.float32
     )
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)
     direction_of = dict(zip(spellings, directions, strict=True))
-    vectors = np.zeros((len(vocabulary), DIMENSION), dtype=np.float32)
+    vectors = np.zeros((len(vocabulary), dimension), dtype=np.float32)
     for token, row in vocabulary.items():
         vectors[row] = weights.get(token, _MARK_WEIGHT) * direction_of[token.lower()]
     model = SentenceTransformer(

@@ -53,7 +53,7 @@ _QUERIES: Mapping[str, str] = {
         SELECT * FROM scores WHERE k_rule = 'fixed' AND main
         ORDER BY corpus, model, shots, k, recipe""",
     "damage": """
-        SELECT corpus, model, recipe, probe, before, after, after - before AS change
+        SELECT corpus, model, recipe, probe, before, after, after - before AS change, n, lost, won
         FROM damage JOIN checkpoints USING (checkpoint_id)
         ORDER BY corpus, model, recipe, probe""",
     "trials": """

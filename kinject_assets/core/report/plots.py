@@ -118,6 +118,8 @@ def accuracy_by_k(
 def accuracy_by_paraphrases(
     curves: Mapping[str, Mapping[int, Point]],
     *,
+    levels: Mapping[str, float] | None = None,
+    faint: Mapping[str, Sequence[Mapping[int, float]]] | None = None,
     chance: float | None = None,
     title: str = "Accuracy by number of paraphrases",
     fmt: ImageFormat = "png",
@@ -125,13 +127,61 @@ def accuracy_by_paraphrases(
 ) -> bytes:
     """Accuracy against the number of paraphrases, FT-par and its control as curves of their own.
 
-    Arguments are those of `accuracy_by_k`, with the number of paraphrases for K.
+    Arguments are those of `accuracy_by_k`, with the number of paraphrases for K, and:
+
+    Args:
+        levels: Name -> accuracy of a method without paraphrases, drawn as a dashed line.
+        faint: Name of a curve -> its parts, e.g. one a seed, drawn thin in its colour.
     """
     figure, axes = _canvas()
+    for index, name in enumerate(curves):
+        for part in (faint or {}).get(name, ()):
+            xs = sorted(part)
+            axes.plot(xs, [part[x] for x in xs], color=COLOURS[index], alpha=0.3, linewidth=0.8)
     _curves(axes, curves)
+    for index, (name, value) in enumerate((levels or {}).items(), len(curves)):
+        axes.axhline(value, color=COLOURS[index], linestyle="--", linewidth=1, label=name)
     _chance(axes, chance)
     axes.set(xlabel="paraphrases a chunk", ylabel="accuracy", title=title)
     axes.set_xticks(sorted({n for points in curves.values() for n in points}))
+    _legend(axes)
+    return _bytes(figure, fmt, dpi)
+
+
+def gain_by_damage(
+    points: Mapping[str, Sequence[tuple[float, float, str]]],
+    *,
+    x_label: str,
+    title: str = "What training brought against what it cost",
+    fmt: ImageFormat = "png",
+    dpi: int = 90,
+) -> bytes:
+    """Gain on the corpus against the change of a damage probe, one mark a checkpoint.
+
+    Args:
+        points: Series -> (change of the probe, gain over the base model, label).
+        x_label: Which probe.
+        title: Title.
+        fmt: `png` or `svg`.
+        dpi: Dots per inch of a PNG.
+    """
+    figure, axes = _canvas()
+    for index, (name, marks) in enumerate(points.items()):
+        axes.plot(
+            [x for x, _, _ in marks],
+            [y for _, y, _ in marks],
+            label=name,
+            color=COLOURS[index % len(COLOURS)],
+            marker=MARKERS[index % len(MARKERS)],
+            linestyle="",
+            markersize=5,
+        )
+        for x, y, label in marks:
+            axes.annotate(label, (x, y), fontsize=6, xytext=(3, 3), textcoords="offset points")
+    axes.axhline(0, color="#7f7f7f", linestyle=":")
+    axes.axvline(0, color="#7f7f7f", linestyle=":")
+    axes.grid(alpha=0.25)
+    axes.set(xlabel=x_label, ylabel="gain in accuracy over the base model", title=title)
     _legend(axes)
     return _bytes(figure, fmt, dpi)
 

@@ -152,8 +152,10 @@ def tables() -> dict[str, Table]:
         "damage": Table(
             columns_of(schema.Damage),
             ("checkpoint_id", "probe"),
-            "What training did to something else than the corpus: a probe before and after.",
-            "No checkpoint has been trained, or training.general_text is not set.",
+            "What training did to something else than the corpus: a probe before and after. "
+            "facts:CORPUS is the accuracy on another corpus's exam, reading:CORPUS the same with "
+            "retrieved chunks in front; n counts its questions, lost and won those that changed.",
+            "No checkpoint has been trained, or neither training.general_text nor damage is set.",
         ),
         "conditions": Table(
             CONDITION,
@@ -200,7 +202,7 @@ def tables() -> dict[str, Table]:
             "own K (k_choices). Conditions without retrieval stand under all three. above_chance "
             "is Eq. 2 (accuracy > chance), above_chance_shown asks it of ci_low. relative_gain is "
             "Eq. 5 against the base model. main marks what the views show: the profile's choice "
-            "format and query, the first retriever, no rotation, seed 0.",
+            "format and query, the first retriever, no rotation, seed 0, no variant of a recipe.",
             "No exam has been answered.",
         ),
         "comparisons": Table(

@@ -92,6 +92,8 @@ def _read_cell(store: Store, lake: Lake, cell: Cell, manifest: Manifest) -> None
             for checkpoint in found:
                 if checkpoint.method == "full":
                     lake.sizes[checkpoint.model] = _size(store.path(cell, "model"))
+        case "damage":
+            lake.damage += rows("damage", schema.Damage)
         case asset if asset in ANSWERS:
             lake.conditions |= {c.condition_id: c for c in rows("conditions", schema.Condition)}
             lake.answers += rows("answers", schema.Answer)

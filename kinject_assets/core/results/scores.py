@@ -192,6 +192,7 @@ def score_rows(scored: Scored, exams: Mapping[str, Exam], profile: Profile) -> l
                     c.choice_format == profile.scoring.choice_format
                     and not c.rotation
                     and c.seed == 0
+                    and not (system.recipe and system.recipe.variant)
                     and (
                         c.k == 0
                         or (

@@ -91,7 +91,8 @@ def _recipes_match(a: System, b: System) -> bool:
         return False
     return (
         a.condition.method == b.condition.method
-        and (a.recipe.method, a.recipe.seed) == (b.recipe.method, b.recipe.seed)
+        and (a.recipe.method, a.recipe.variant, a.recipe.seed)
+        == (b.recipe.method, b.recipe.variant, b.recipe.seed)
         and _same_shots(a, b)
         and _same_retrieval(a, b)
     )

@@ -139,8 +139,8 @@ class _Run:
         self.label = f"{request.corpus} {request.model}.{request.recipe}"
 
     def make(self) -> TrainResult:
-        select = bool(self.validation) and not self.control
-        rates = self.settings.learning_rates if select else self.settings.learning_rates[:1]
+        choose = bool(self.validation) and not self.control
+        rates = self.settings.learning_rates if choose else self.settings.learning_rates[:1]
         records: list[TrialRecord] = []
         model: Any = None
         for number, rate in enumerate(rates):
@@ -149,12 +149,13 @@ class _Run:
                 # Two models of a size may not fit into a GPU beside each other.
                 model = None
                 model = self._fresh_model()
+                select = choose and self.settings.keep == "best"
                 plan = self._plan(number, rate, select, len(rates))
                 record = run_trial(model, plan, self.report)
             records.append(record)
-            self._drop_beaten(records, select)
-        best = _best(records, select)
-        if not records[best].kept_epoch:
+            self._drop_beaten(records, choose)
+        best = _best(records, choose)
+        if choose and math.isinf(records[best].loss):
             raise KinjectError(
                 f"training.learning_rates: {self.label} diverged at every one of "
                 f"{list(rates)}: no validation loss is a number. Give smaller ones."
@@ -240,8 +241,8 @@ class _Run:
             self.before = self._perplexity(model)
         return model
 
-    def _drop_beaten(self, records: list[TrialRecord], select: bool) -> None:
-        best = _best(records, select)
+    def _drop_beaten(self, records: list[TrialRecord], choose: bool) -> None:
+        best = _best(records, choose)
         for number in range(len(records)):
             if number != best:
                 drop_kept(self._folder(number))
@@ -318,8 +319,8 @@ class _Run:
         return result
 
 
-def _best(records: list[TrialRecord], select: bool) -> int:
-    if not select:
+def _best(records: list[TrialRecord], choose: bool) -> int:
+    if not choose:
         return 0
     return min(range(len(records)), key=lambda number: (records[number].loss, number))
 

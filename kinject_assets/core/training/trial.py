@@ -71,9 +71,10 @@ class TrialRecord:
 
     @property
     def loss(self) -> float:
-        """Validation loss of the kept epoch, infinite when there is none."""
+        """Validation loss of the kept epoch, infinite when there is none or it is no number."""
         row = self.kept
-        return math.inf if row is None or row.validation_loss is None else row.validation_loss
+        loss = None if row is None else row.validation_loss
+        return loss if loss is not None and math.isfinite(loss) else math.inf
 
 
 @dataclass(frozen=True, kw_only=True)
