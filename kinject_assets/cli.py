@@ -207,6 +207,16 @@ def plan(profile_name: str | None) -> None:
 
 @main.command()
 @profile_option
+def status(profile_name: str | None) -> None:
+    """Shows how far the study is, and what is being made now, by whatever process."""
+    profile = _select(profile_name)
+    from kinject_assets.defs.commands import show_status
+
+    click.echo(show_status(profile))
+
+
+@main.command()
+@profile_option
 def doctor(profile_name: str | None) -> None:
     """Checks that this machine can run the profile, and says what to mend."""
     from kinject_assets.defs.commands import examine

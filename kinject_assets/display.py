@@ -19,13 +19,14 @@ class TerminalDisplay:
 
     Args:
         total: Cells that the drive may make.
+        done: How many of them were complete before.
         console: Where to; its `is_terminal` decides between live bars and plain lines.
     """
 
-    def __init__(self, total: int, console: Console) -> None:
+    def __init__(self, total: int, console: Console, done: int = 0) -> None:
         self._console = console
         self._total = total
-        self._count = 0
+        self._count = done
         self._plain = not console.is_terminal
         self._progress = Progress(
             SpinnerColumn(),
@@ -37,7 +38,7 @@ class TerminalDisplay:
             transient=True,
             disable=self._plain,
         )
-        self._all = self._progress.add_task("all artefacts", total=total)
+        self._all = self._progress.add_task("all artefacts", total=total, completed=done)
         self._now = self._progress.add_task("", total=None, visible=False)
         self._said = time.monotonic()
 

@@ -1,5 +1,9 @@
 """Errors that a user can act on: the message says what is wrong, where, and what to do."""
 
+import errno
+import shutil
+from pathlib import Path
+
 
 class KinjectError(Exception):
     """Base of all errors whose message is meant for the user. The command line exits with 2."""
@@ -31,3 +35,36 @@ class LLMError(KinjectError):
 
 class BudgetExceeded(LLMError):
     """The next request would cross the profile's budget; nothing was sent."""
+
+
+class DiskFull(KinjectError):
+    """There was no room for a file. What is complete is kept; the unfinished part is removed."""
+
+    @classmethod
+    def at(cls, what: str, folder: Path) -> "DiskFull":
+        """The error for work on `what`, whose files lie below `folder`."""
+        there = next(path for path in (folder, *folder.parents) if path.exists())
+        free = shutil.disk_usage(there).free / 2**20
+        return cls(
+            f"{what}: the disk of {there} is full (now {free:,.0f} MiB free). Make room there, or "
+            "set KINJECT_HOME to a folder on a larger disk and move what is there, then run again: "
+            "what is complete is kept, and only this part is made again."
+        )
+
+
+def is_disk_full(error: BaseException | None) -> bool:
+    """Whether an error, or what caused it, is a full disk or quota.
+
+    Libraries written in other languages (safetensors, SQLite, FAISS) tell it in words alone.
+    """
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        text = str(error).lower()
+        if any(words in text for words in _FULL):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+_FULL = ("no space left on device", "os error 28", "disk is full", "disk quota exceeded")

@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 from kinject_assets.config import Cells, Profile, RecipeSpec
-from kinject_assets.core.errors import KinjectError
+from kinject_assets.core.errors import BrokenArtefact, KinjectError
 from kinject_assets.core.manifest import fingerprint
 from kinject_assets.core.store import Cell, Store
 
@@ -49,7 +49,7 @@ METHODS: dict[str, str] = {
 OUTPUTS = {"results": "results.duckdb", "report": "report.html"}
 """What an asset writes for people beside the lake; without it the asset is missing."""
 
-State = Literal["complete", "missing", "stale"]
+State = Literal["complete", "missing", "stale", "broken"]
 
 
 class NotAsked(KinjectError):
@@ -334,7 +334,10 @@ class Plan:
         versions: dict[str, str] = {}
         missing: list[Cell] = []
         for upstream, part in self.inputs(cell):
-            version = self.store.input_version(f"{upstream}#{part}" if part else str(upstream))
+            try:
+                version = self.store.input_version(f"{upstream}#{part}" if part else str(upstream))
+            except BrokenArtefact:
+                version = None
             if version is None:
                 missing.append(upstream)
             else:
@@ -347,9 +350,22 @@ class Plan:
         return fingerprint(CODE_VERSIONS[cell.asset], self.config(cell), versions)
 
     def state(self, cell: Cell) -> State:
-        """Whether a cell is there and what making it again would give."""
-        manifest = self.store.manifest(cell)
+        """Whether a cell is there and whole, and what making it again would give."""
+        try:
+            manifest = self.store.manifest(cell)
+        except BrokenArtefact:
+            return "broken"
         output = OUTPUTS.get(cell.asset)
         if manifest is None or (output and not (self.store.root / output).exists()):
             return "missing"
-        return "complete" if manifest.fingerprint == self.fingerprint(cell) else "stale"
+        if manifest.fingerprint != self.fingerprint(cell):
+            return "stale"
+        return "broken" if self.store.damage(cell, manifest) else "complete"
+
+    def problem(self, cell: Cell) -> str:
+        """What is wrong with a cell whose state is `broken`, and the mend."""
+        try:
+            manifest = self.store.manifest(cell)
+        except BrokenArtefact as error:
+            return str(error)
+        return self.store.damage(cell, manifest) if manifest else ""

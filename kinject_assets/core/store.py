@@ -5,6 +5,7 @@
 current when its manifest replaces the old one: readers and crashes never see a mixture.
 """
 
+import json
 import shutil
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,11 +18,19 @@ from typing import Any, TypeVar
 
 from kinject_assets.core.errors import BrokenArtefact, MissingArtefact
 from kinject_assets.core.manifest import Manifest, file_sha256, write_atomically
+from kinject_assets.core.process import Owner, this_process
+from kinject_assets.core.progress import PROGRESS, Progress
 from kinject_assets.core.schema import arrow_schema
 
 Row = TypeVar("Row")
 
 MANIFEST = "manifest.json"
+
+HASHED = 256 * 2**20
+"""Bytes up to which a file's hash is verified before it is read; of larger ones only the size."""
+
+_verified: set[tuple[str, int, int, str]] = set()
+"""Files whose hash this process has verified: path, time of change, size, hash."""
 
 
 @dataclass(frozen=True, order=True)
@@ -109,6 +118,11 @@ class Store:
         path.mkdir(parents=True, exist_ok=True)
         return path
 
+    def under_way(self) -> list[Progress]:
+        """Where every unfinished step is, or was when its process died, the newest first."""
+        found = (Progress.read(p) for p in self.lake.glob(f".work/**/{PROGRESS}"))
+        return sorted((p for p in found if p), key=lambda p: p.at, reverse=True)
+
     def manifest(self, cell: Cell) -> Manifest | None:
         """The manifest of a published artefact, or `None`."""
         path = self.folder(cell) / MANIFEST
@@ -141,12 +155,51 @@ class Store:
             )
         current = next(iter(manifest.files)).split("/", 1)[0]
         path = self.folder(cell) / current / name
+        if problem := self.damage(cell, manifest, name=name, hashes=True):
+            raise BrokenArtefact(problem)
         if not path.exists():
-            raise BrokenArtefact(
-                f"{path} is gone, though the manifest of {cell} names it. Delete the folder "
-                f"{self.folder(cell)} and run again."
-            )
+            raise MissingArtefact(f"{cell} has no {name}; its manifest does not name it.")
         return path
+
+    def damage(
+        self, cell: Cell, manifest: Manifest, *, name: str = ".", hashes: bool = False
+    ) -> str:
+        """What is wrong with the files of an artefact, and the mend; empty when nothing is.
+
+        Args:
+            cell: The artefact.
+            manifest: Its manifest.
+            name: A file or folder of it; `.` for all.
+            hashes: Also verify hashes, of files up to `HASHED` bytes; else presence and size.
+        """
+        folder = self.folder(cell)
+        mend = (
+            f"Delete the folder {folder} and run again: only {cell} and what is built on it are "
+            "made again."
+        )
+        for file, recorded in manifest.files.items():
+            inside = file.split("/", 1)[1]
+            if name != "." and inside != name and not inside.startswith(f"{name}/"):
+                continue
+            path = folder / file
+            try:
+                found = path.stat()
+            except FileNotFoundError:
+                return f"{cell}: {path} is gone, though its manifest names it. {mend}"
+            if found.st_size != recorded["bytes"]:
+                return (
+                    f"{cell}: {path} has {found.st_size} bytes, its manifest says "
+                    f"{recorded['bytes']}: it was cut off or changed. {mend}"
+                )
+            key = (str(path), found.st_mtime_ns, found.st_size, recorded["sha256"])
+            if hashes and found.st_size <= HASHED and key not in _verified:
+                if file_sha256(path) != recorded["sha256"]:
+                    return (
+                        f"{cell}: {path} does not hold the bytes that were written: it was "
+                        f"changed, or the disk is failing. {mend}"
+                    )
+                _verified.add(key)
+        return ""
 
     def rows(self, cell: Cell, name: str, row_type: type[Row]) -> list[Row]:
         """Rows of a published Parquet file, `name` without its ending."""
@@ -156,14 +209,54 @@ class Store:
     def draft(self, cell: Cell) -> Iterator[Path]:
         """A new empty folder to write an artefact's files to; removed unless it is published."""
         folder = self.folder(cell) / f"v{uuid.uuid4().hex[:12]}"
+        record = self._drafts / f"{folder.name}.json"
+        owner = {"cell": [cell.asset, *cell.parts], "owner": asdict(this_process())}
+        write_atomically(record, json.dumps(owner))
         folder.mkdir(parents=True)
         try:
             yield folder
         finally:
+            self._drop(cell, folder.name)
+            record.unlink(missing_ok=True)
+
+    @property
+    def _drafts(self) -> Path:
+        """Who is making which draft, so that those of dead processes can be swept."""
+        return self.lake / ".work" / ".drafts"
+
+    def _drop(self, cell: Cell, name: str) -> bool:
+        """Removes a version unless it is the current one; whether there was anything."""
+        try:
             manifest = self.manifest(cell)
-            current = manifest and next(iter(manifest.files), "").split("/", 1)[0]
-            if current != folder.name:
-                shutil.rmtree(folder, ignore_errors=True)
+        except BrokenArtefact:
+            return False  # which version is current cannot be told: nothing is removed
+        current = manifest and next(iter(manifest.files), "").split("/", 1)[0]
+        folder = self.folder(cell) / name
+        if current == name or not folder.exists():
+            return False
+        shutil.rmtree(folder, ignore_errors=True)
+        return True
+
+    def sweep_dead(self) -> list[str]:
+        """Removes drafts whose process is gone; returns the cells that had one."""
+        swept: list[str] = []
+        for record in sorted(self._drafts.glob("*.json")):
+            try:
+                said = json.loads(record.read_text(encoding="utf-8"))
+                asset, *parts = said["cell"]
+                owner = Owner(**said["owner"])
+            except (ValueError, KeyError, TypeError):
+                record.unlink(missing_ok=True)
+                continue
+            if owner.alive:
+                continue
+            cell = Cell(asset, tuple(parts))
+            if self._drop(cell, record.stem):
+                swept.append(str(cell))
+            for partial in self.folder(cell).glob(f".{MANIFEST}.*"):
+                partial.unlink(missing_ok=True)
+            record.unlink(missing_ok=True)
+        return swept
 
     def publish(
         self,
@@ -222,11 +315,23 @@ class Store:
             if path.is_dir() and path.name != current:
                 shutil.rmtree(path, ignore_errors=True)
 
-    def published(self) -> list[tuple[Cell, Manifest]]:
-        """Every artefact of the lake with its manifest, sorted."""
+    def published(self, skip_broken: bool = False) -> list[tuple[Cell, Manifest]]:
+        """Every artefact of the lake with its manifest, sorted.
+
+        Args:
+            skip_broken: Leave out manifests that cannot be read.
+
+        Raises:
+            BrokenArtefact: If one cannot be read.
+        """
         found: list[tuple[Cell, Manifest]] = []
         for path in self.lake.rglob(MANIFEST) if self.lake.exists() else ():
             relative = path.parent.relative_to(self.lake).parts
-            if 1 <= len(relative) <= 3 and relative[0] != ".work":
+            if not 1 <= len(relative) <= 3 or relative[0] == ".work":
+                continue
+            try:
                 found.append((Cell(relative[0], relative[1:]), Manifest.read(path)))
+            except BrokenArtefact:
+                if not skip_broken:
+                    raise
         return sorted(found, key=lambda pair: pair[0])

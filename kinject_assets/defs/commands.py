@@ -18,8 +18,9 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 
 from kinject_assets.config import Profile, home, local_or_hub
-from kinject_assets.core.errors import KinjectError, MissingArtefact
+from kinject_assets.core.errors import DiskFull, KinjectError, MissingArtefact, is_disk_full
 from kinject_assets.core.lineage.audit import audit, trace
+from kinject_assets.core.llm.ledger import Ledger
 from kinject_assets.core.manifest import write_atomically
 from kinject_assets.core.plan import CODE_VERSIONS, Plan
 from kinject_assets.core.store import Cell, Store
@@ -70,11 +71,7 @@ def run_profile(
 
         instance = open_instance(profile)
         cells = _chosen(plan, defs, selection, corpora, models)
-        found = recover(instance, plan.store, ui_alive=_ui_process(root) is not None)
-        if found.runs:
-            _say(console, f"{len(found.runs)} runs had died with their process: marked as failed")
-        if found.events:
-            _say(console, f"{len(found.events)} artefacts were published in a crash: reported")
+        _recover(instance, plan.store, root, console)
         _check_models(profile, cells)
         imports = 0.0
         if compute_mode() == "inline" and _heavy(plan, cells):
@@ -84,15 +81,58 @@ def run_profile(
             imports = time.monotonic() - began
         starting = time.time() - born - imports
         try:
-            with TerminalDisplay(len(cells), console) as display:
+            complete = sum(plan.state(cell) == "complete" for cell in cells)
+            with TerminalDisplay(len(cells), console, complete) as display:
                 outcome = drive(plan, defs, instance, cells, display)
         except (KeyboardInterrupt, dg.DagsterExecutionInterruptedError):
             _say(console, "stopped; start the same command again to go on")
             return INTERRUPTED
+        except Exception as error:
+            if not is_disk_full(error):
+                raise
+            raise DiskFull.at("kinject run", root) from error
         finally:
             instance.dispose()
     _summary(console, outcome, starting, imports, time.time() - born, root)
     return 1 if outcome.failed else 0
+
+
+def _recover(instance: dg.DagsterInstance, store: Store, root: Path, console: Console) -> None:
+    """Puts right what a crash left behind, and says what that was."""
+    lost = Ledger(store.lake / "llm_ledger").lost() if store.lake.exists() else 0
+    found = recover(instance, store, ui_alive=_ui_process(root) is not None)
+    if found.runs:
+        _say(console, f"{len(found.runs)} runs had died with their process: marked as failed")
+    if found.slots:
+        _say(console, f"{found.slots} pool slots were held by dead runs: freed")
+    if found.drafts:
+        _say(console, f"unfinished parts were removed: {', '.join(found.drafts)}")
+    if found.events:
+        _say(console, f"{len(found.events)} artefacts were published in a crash: reported")
+    if lost and (found.runs or found.drafts):
+        _say(
+            console,
+            f"{lost} requests to the language model were in flight in crashes so far: possibly "
+            "paid, lost (`generations`, state 'in flight')",
+        )
+
+
+def show_status(profile: Profile) -> str:
+    """What `kinject status` prints: how many cells are in which state, and what is being made."""
+    store = Store(home(profile))
+    plan = Plan(profile, store)
+    counts: defaultdict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
+    for cell in plan.cells:
+        counts[cell.asset][plan.state(cell)] += 1
+    lines = [
+        f"{asset:24} " + ", ".join(f"{n} {state}" for state, n in sorted(states.items()))
+        for asset, states in counts.items()
+    ]
+    for step in store.under_way():
+        ago = max(0, round(time.time() - step.at))
+        what = "being made" if step.owner.alive else "stopped, goes on with the next run"
+        lines.append(f"{step.cell}: {what}; {ago} s ago: {step.amount} {step.message}")
+    return "\n".join(lines)
 
 
 def _known(profile: Profile, what: str, names: Sequence[str], allowed: dict) -> None:
@@ -237,7 +277,7 @@ def serve_ui(profile: Profile, port: int) -> int:
             at = LAB_PORT if _free(LAB_PORT) else 0
             os.environ["KINJECT_LAB_URL"] = stack.enter_context(running(profile.lab, port=at))
         instance = open_instance(profile)
-        recover(instance, Store(root), ui_alive=_ui_process(root) is not None)
+        _recover(instance, Store(root), root, console)
         instance.dispose()
         workspace = root / "dagster" / "workspace.yaml"
         write_atomically(

@@ -51,7 +51,10 @@ def run_worker(step: Step, worker: Worker, request: dict[str, Any]) -> dict[str,
         dg.PipesSubprocessClient().run(
             context=step.context,
             command=[sys.executable, "-m", f"kinject_assets.workers.{worker}"],
-            extras={"request": {**request, "result_path": str(result_path)}},
+            extras={
+                "request": {**request, "result_path": str(result_path)},
+                "cell": str(step.cell),
+            },
             env=dict(os.environ),
         )
     if not result_path.exists():

@@ -39,6 +39,7 @@ def articles(context: dg.AssetExecutionContext, study: Study) -> dg.MaterializeR
             now=now(profile),
             base_folder=profile.folder,
             previous=step.previous_rows("articles", Article, decided_by="cleaning"),
+            work=step.work,
             report=step.report,
         )
         rows = fetched.articles

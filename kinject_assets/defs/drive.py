@@ -72,14 +72,18 @@ def drive(
     job = definitions.resolve_implicit_global_asset_job_def()
     with Interrupts() as interrupts, _listening(_Watcher(display, outcome, interrupts)):
         for parts, group in _partitions(cells):
-            outcome.kept += sum(plan.state(cell) == "complete" for cell in group)
+            states = {cell: plan.state(cell) for cell in group}
+            outcome.kept += sum(state == "complete" for state in states.values())
+            for cell in (cell for cell, state in states.items() if state == "broken"):
+                outcome.failed[cell] = plan.problem(cell)
+                display.fail(str(cell), outcome.failed[cell])
             # Making an input anew may leave what follows as it was: look again after each run.
             while pending := [
                 cell
                 for cell in group
                 if plan.state(cell) != "complete" and cell not in outcome.failed
             ]:
-                ready = [cell for cell in pending if not _blocked(plan, cell, pending)]
+                ready = [cell for cell in pending if not _blocked(plan, cell, pending, outcome)]
                 if not ready:
                     outcome.waiting += pending
                     break
@@ -110,12 +114,15 @@ def _partitions(cells: Sequence[Cell]) -> Iterator[tuple[tuple[str, ...], list[C
         yield parts, list(group)
 
 
-def _blocked(plan: Plan, cell: Cell, pending: Sequence[Cell]) -> bool:
-    """Whether an input is missing that this run will not make either."""
+def _blocked(plan: Plan, cell: Cell, pending: Sequence[Cell], outcome: Outcome) -> bool:
+    """Whether an input is broken, or missing and not going to be made by this run either."""
     if not cell.parts:
         return False
     _, missing = plan.input_versions(cell)
-    return any(upstream not in pending or _blocked(plan, upstream, pending) for upstream in missing)
+    return any(upstream in outcome.failed for upstream, _ in plan.inputs(cell)) or any(
+        upstream not in pending or _blocked(plan, upstream, pending, outcome)
+        for upstream in missing
+    )
 
 
 def _note_failures(

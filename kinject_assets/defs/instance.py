@@ -1,17 +1,16 @@
 """The profile's own Dagster instance: opened ready to use, and cleared of what a crash left."""
 
 import os
-import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import dagster as dg
-import psutil
 from dagster import DagsterInstance, DagsterRunStatus, RunsFilter
 
 from kinject_assets.config import Profile, home
 from kinject_assets.core.manifest import write_atomically
+from kinject_assets.core.process import Owner, this_process
 from kinject_assets.core.store import Store
 from kinject_assets.defs.partitions import add_corpus_keys
 
@@ -51,10 +50,14 @@ class Recovered:
 
     Attributes:
         runs: Ids of runs that were marked as failed, since their process is gone.
+        slots: Pool slots that were freed.
+        drafts: Artefacts of which a torn draft was removed.
         events: Artefacts that were published without their event, now reported.
     """
 
     runs: tuple[str, ...]
+    slots: int
+    drafts: tuple[str, ...]
     events: tuple[str, ...]
 
 
@@ -80,18 +83,16 @@ def open_instance(profile: Profile) -> DagsterInstance:
 
 def process_tags() -> dict[str, str]:
     """Tags that say which process a run lives in, so that its death can be told later."""
-    me = psutil.Process()
-    return {
-        PID_TAG: str(me.pid),
-        BORN_TAG: str(int(me.create_time())),
-        HOST_TAG: socket.gethostname(),
-    }
+    me = this_process()
+    return {PID_TAG: str(me.pid), BORN_TAG: str(me.born), HOST_TAG: me.host}
 
 
 def recover(instance: DagsterInstance, store: Store, ui_alive: bool) -> Recovered:
-    """Marks dead runs as failed, frees their pool slots, reports artefacts without an event.
+    """Puts right what a crash left behind.
 
-    A killed process leaves its run STARTED and its slots taken: the next run would wait for ever.
+    A killed process leaves its run STARTED and its pool slots taken: the next run would wait for
+    ever. Dead runs are marked as failed, slots of runs that are not under way freed, drafts of dead
+    processes removed, and artefacts that were published without their event reported.
 
     Args:
         instance: The profile's instance.
@@ -105,26 +106,43 @@ def recover(instance: DagsterInstance, store: Store, ui_alive: bool) -> Recovere
         instance.report_run_failed(
             run, "The process of this run is gone (killed, or the machine went down)."
         )
-        instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
         buried.append(run.run_id)
-    return Recovered(tuple(buried), tuple(report_published(instance, store)))
+    return Recovered(
+        runs=tuple(buried),
+        slots=free_slots(instance),
+        drafts=tuple(store.sweep_dead()),
+        events=tuple(report_published(instance, store)),
+    )
 
 
 def _alive(tags: Mapping[str, str], ui_alive: bool) -> bool:
     if PID_TAG not in tags:
         return ui_alive
-    if tags.get(HOST_TAG) != socket.gethostname():
-        return True
     try:
-        return int(psutil.Process(int(tags[PID_TAG])).create_time()) == int(tags[BORN_TAG])
-    except (psutil.NoSuchProcess, ValueError, KeyError):
+        return Owner(int(tags[PID_TAG]), int(tags[BORN_TAG]), tags[HOST_TAG]).alive
+    except (ValueError, KeyError):
         return False
+
+
+def free_slots(instance: DagsterInstance) -> int:
+    """Frees pool slots that runs hold which are not under way; returns how many."""
+    storage = instance.event_log_storage
+    pools = [storage.get_concurrency_info(pool) for pool in storage.get_concurrency_keys()]
+    holders = {slot.run_id for pool in pools for slot in pool.claimed_slots}
+    waiting = {step.run_id for pool in pools for step in pool.pending_steps}
+    freed = 0
+    for run_id in holders | waiting:
+        run = instance.get_run_by_id(run_id)
+        if run is None or run.is_finished:
+            freed += sum(slot.run_id == run_id for pool in pools for slot in pool.claimed_slots)
+            storage.free_concurrency_slots_for_run(run_id)
+    return freed
 
 
 def logged_versions(instance: DagsterInstance, store: Store) -> dict[str, str]:
     """Data version of each published artefact in Dagster's event log, by cell."""
     found: dict[str, str] = {}
-    for cell, manifest in store.published():
+    for cell, manifest in store.published(skip_broken=True):
         records = instance.fetch_materializations(
             dg.AssetRecordsFilter(
                 asset_key=dg.AssetKey(cell.asset),
@@ -141,7 +159,7 @@ def report_published(instance: DagsterInstance, store: Store) -> list[str]:
     """Reports artefacts whose manifest is there and whose event is not; returns their cells."""
     logged = logged_versions(instance, store)
     reported: list[str] = []
-    for cell, manifest in store.published():
+    for cell, manifest in store.published(skip_broken=True):
         if logged.get(str(cell)) == manifest.logical_version:
             continue
         instance.report_runless_asset_event(

@@ -1,5 +1,6 @@
 """The frame of every asset: refuse what was not asked for, read inputs, publish with a manifest."""
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -10,9 +11,17 @@ from typing import Any, Protocol, TypeVar
 
 import dagster as dg
 
-from kinject_assets.core.errors import KinjectError, MissingArtefact
-from kinject_assets.core.manifest import fingerprint
+from kinject_assets.core.errors import (
+    BrokenArtefact,
+    DiskFull,
+    KinjectError,
+    MissingArtefact,
+    is_disk_full,
+)
+from kinject_assets.core.manifest import Manifest, fingerprint
 from kinject_assets.core.plan import CODE_VERSIONS
+from kinject_assets.core.process import this_process
+from kinject_assets.core.progress import PROGRESS, Progress
 from kinject_assets.core.schema import arrow_schema
 from kinject_assets.core.store import Cell, library_versions, write_rows
 from kinject_assets.defs.partitions import cell_parts
@@ -36,6 +45,10 @@ LISTENERS: list[Listener] = []
 """The command line adds its display."""
 
 LOG_SECONDS = 5.0
+KEPT_SECONDS = 1.0
+OBSERVED_SECONDS = 20.0
+"""Seconds between two lines of the log, two notes on disk, and two marks on the asset's page."""
+
 PREVIEW_ROWS = 5
 PREVIEW_CHARACTERS = 160
 
@@ -67,17 +80,45 @@ class Step:
         self.fingerprint = fingerprint(CODE_VERSIONS[cell.asset], self.config, self.inputs)
         self.work = study.store.work(cell, self.fingerprint)
         self._began = datetime.now(UTC)
-        self._last_log = time.monotonic()
+        self._last_log = self._last_kept = self._last_observed = time.monotonic()
+        before = Progress.read(self.work / PROGRESS)
+        if before is not None and before.owner != this_process():
+            context.log.info(
+                "%s: goes on; it was stopped at %s %s", cell, before.amount, before.message
+            )
+        self._keep("started", None, None)
 
     def report(self, message: str, done: int | None = None, total: int | None = None) -> None:
         """Tells listeners at once, and the run's log every few seconds."""
         for listener in LISTENERS:
             listener.progress(message, done, total)
+        now = time.monotonic()
         ended = total is not None and done == total
-        if ended or time.monotonic() - self._last_log >= LOG_SECONDS:
-            self._last_log = time.monotonic()
+        if now - self._last_kept >= KEPT_SECONDS:
+            self._last_kept = now
+            self._keep(message, done, total)
+        if ended or now - self._last_log >= LOG_SECONDS:
+            self._last_log = now
             amount = "" if total is None else f" {done}/{total}"
             self.context.log.info("%s:%s %s", self.cell, amount, message)
+        if total and now - self._last_observed >= OBSERVED_SECONDS:
+            self._last_observed = now
+            self._observe(message, done or 0, total)
+
+    def _keep(self, message: str, done: int | None, total: int | None) -> None:
+        # Without room for a note the work itself goes on, and says so if it needs room.
+        with contextlib.suppress(OSError):
+            Progress.now(str(self.cell), message, done, total).write(self.work)
+
+    def _observe(self, message: str, done: int, total: int) -> None:
+        """Shows long work on the asset's page while it goes on, and afterwards as a plot."""
+        self.context.log_event(
+            dg.AssetObservation(
+                asset_key=self.cell.asset,
+                partition=str(self.context.partition_key) if self.cell.parts else None,
+                metadata={"progress_percent": round(100 * done / total, 1), "doing": message},
+            )
+        )
 
     def upstream(self, asset: str) -> Cell:
         """The cell of another asset of this corpus."""
@@ -86,6 +127,13 @@ class Step:
     def rows(self, asset: str, row_type: type[Row], name: str | None = None) -> list[Row]:
         """Rows of another asset of this corpus."""
         return self.study.store.rows(self.upstream(asset), name or asset, row_type)
+
+    def previous_manifest(self) -> Manifest | None:
+        """Manifest of the version that this one will replace; `None` if it cannot be read."""
+        try:
+            return self.study.store.manifest(self.cell)
+        except BrokenArtefact:
+            return None
 
     def previous_rows(self, name: str, row_type: type[Row], decided_by: str) -> list[Row]:
         """Rows of the version that this one will replace, where they may be used again.
@@ -96,14 +144,18 @@ class Step:
             decided_by: Part of the configuration that decides what a row says. When it, or the
                 asset's code, has changed since, there are none.
         """
-        manifest = self.study.store.manifest(self.cell)
+        manifest = self.previous_manifest()
         if (
             manifest is None
             or manifest.code_version != CODE_VERSIONS[self.cell.asset]
             or manifest.config.get(decided_by) != self.config.get(decided_by)
         ):
             return []
-        return self.study.store.rows(self.cell, name, row_type)
+        try:
+            return self.study.store.rows(self.cell, name, row_type)
+        except BrokenArtefact as error:
+            self.context.log.warning("nothing of the last version is used again: %s", error)
+            return []
 
     def write(self, name: str, rows: Sequence[Any], row_type: type) -> None:
         """Writes rows as a Parquet file of the artefact."""
@@ -162,7 +214,7 @@ def making(context: dg.AssetExecutionContext, study: Study) -> Iterator[Step]:
     """The frame of an asset body.
 
     Raises:
-        dagster.Failure: With the message of any `KinjectError` of the body.
+        dagster.Failure: With the message of any `KinjectError` of the body, or of a full disk.
     """
     key = context.partition_key if context.has_partition_key else None
     cell = Cell(context.asset_key.to_user_string(), cell_parts(key))
@@ -175,6 +227,11 @@ def making(context: dg.AssetExecutionContext, study: Study) -> Iterator[Step]:
             end()
     except KinjectError as error:
         raise dg.Failure(description=str(error), allow_retries=False) from error
+    except Exception as error:
+        if not is_disk_full(error):
+            raise
+        full = DiskFull.at(str(cell), study.store.root)
+        raise dg.Failure(description=str(full), allow_retries=False) from error
 
 
 def column_schema(row_type: type) -> dg.TableSchema:

@@ -42,6 +42,7 @@ def results(context: dg.AssetExecutionContext, study: Study) -> dg.MaterializeRe
             study.profile,
             generations=study.generations(),
             references=REFERENCES,
+            scratch=step.draft,
             report=step.report,
         )
         (step.draft / "summary.json").write_text(json.dumps(counts, indent=2) + "\n")

@@ -39,7 +39,8 @@ def embeddings(context: dg.AssetExecutionContext, study: Study) -> dg.Materializ
     """
     with making(context, study) as step:
         encoder = study.profile.retrieval.encoder
-        known = study.store.manifest(step.cell) is not None
+        known = step.previous_manifest()
+        reusable = known and not study.store.damage(step.cell, known, hashes=True)
         made = run_worker(
             step,
             "embed",
@@ -48,7 +49,8 @@ def embeddings(context: dg.AssetExecutionContext, study: Study) -> dg.Materializ
                 "chunks": str(study.store.path(step.upstream("chunks"), "chunks.parquet")),
                 "encoder": {**encoder.model_dump(), "model": study.located(encoder.model)},
                 "out": str(step.draft),
-                "previous": str(study.store.path(step.cell, ".")) if known else "",
+                "previous": str(study.store.path(step.cell, ".")) if reusable else "",
+                "work": str(step.work),
                 "device": study.profile.scoring.device,
             },
         )

@@ -6,6 +6,7 @@ file that gets `{"result": ...}` or, for an error that a user can act on, `{"err
 goes to Dagster through Pipes).
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -19,12 +20,15 @@ from typing import Any, NoReturn, TypeVar, get_origin, get_type_hints
 from kinject_assets.core.errors import KinjectError
 from kinject_assets.core.interrupts import Interrupts
 from kinject_assets.core.manifest import write_atomically
-from kinject_assets.core.progress import Report
+from kinject_assets.core.progress import Progress, Report
 
 Request = TypeVar("Request")
 
 LOG_SECONDS = 2.0
 """Least time between two progress lines in Dagster's log: each is a row of its database."""
+
+KEPT_SECONDS = 1.0
+"""Least time between two notes of progress on disk."""
 
 INTERRUPTED = 130
 
@@ -77,10 +81,13 @@ def main(
         with Interrupts() as interrupts, open_dagster_pipes() as pipes:
             fields = dict(pipes.extras["request"])
             result_path = Path(fields.pop("result_path"))
+            cell = str(pipes.extras.get("cell", ""))
             stay_local(*sources(fields))
             try:
                 outcome: dict[str, Any] = {
-                    "result": run(fields, _log_report(pipes.log, interrupts))
+                    "result": run(
+                        fields, _log_report(pipes.log, interrupts, cell, result_path.parent)
+                    )
                 }
             except KinjectError as error:
                 outcome = {"error": {"type": type(error).__name__, "message": str(error)}}
@@ -90,13 +97,17 @@ def main(
     sys.exit(2 if "error" in outcome else 0)
 
 
-def _log_report(log: Any, interrupts: Interrupts) -> Report:
-    told_at = -LOG_SECONDS
+def _log_report(log: Any, interrupts: Interrupts, cell: str, work: Path) -> Report:
+    told_at = kept_at = -LOG_SECONDS
 
     def report(message: str, done: int | None = None, total: int | None = None) -> None:
-        nonlocal told_at
+        nonlocal told_at, kept_at
         interrupts.check()
         now = time.monotonic()
+        if now - kept_at >= KEPT_SECONDS:
+            kept_at = now
+            with contextlib.suppress(OSError):
+                Progress.now(cell, message, done, total).write(work)
         if now - told_at >= LOG_SECONDS or done is None or done == total:
             told_at = now
             log.info(f"{message} ({done}/{total})" if total else message)

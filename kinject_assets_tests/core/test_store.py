@@ -1,5 +1,7 @@
 """The lake: artefacts appear whole or not at all, and broken ones are named."""
 
+import subprocess
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -70,11 +72,43 @@ def test_missing_and_broken_artefacts_say_what_to_do(tmp_path: Path) -> None:
     publish(store, ["a"])
     path = store.path(CELL, "exclusions.parquet")
     path.write_bytes(path.read_bytes()[:40])
-    with pytest.raises(BrokenArtefact, match=r"not a readable Parquet file.*Delete the folder"):
+    with pytest.raises(BrokenArtefact, match=r"has 40 bytes.*cut off.*Delete the folder"):
         store.rows(CELL, "exclusions", Exclusion)
+    with pytest.raises(BrokenArtefact, match=r"not a readable Parquet file.*Delete the folder"):
+        read_rows(path, Exclusion)
     path.unlink()
     with pytest.raises(BrokenArtefact, match="is gone"):
         store.path(CELL, "exclusions.parquet")
+
+
+def test_a_flipped_byte_is_named_before_it_is_read(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    manifest = publish(store, ["a"])
+    path = store.path(CELL, "exclusions.parquet")
+    sound = path.read_bytes()
+    path.write_bytes(sound[:-20] + bytes([sound[-20] ^ 1]) + sound[-19:])
+    assert store.damage(CELL, manifest) == "", "sizes alone do not show it"
+    with pytest.raises(BrokenArtefact, match=r"articles/rivers: .*does not hold the bytes"):
+        store.path(CELL, ".")
+
+
+def test_drafts_of_dead_processes_are_swept_and_those_of_living_ones_kept(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    publish(store, ["a"])
+    code = (
+        "import os, sys; from pathlib import Path; from kinject_assets.core.store import *\n"
+        "with Store(Path(sys.argv[1])).draft(Cell('articles', ('rivers',))) as draft:\n"
+        "    (draft / 'half.parquet').write_text('half'); os._exit(9)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], timeout=60, check=False)
+    assert done.returncode == 9
+    assert len(list(store.folder(CELL).glob("v*"))) == 2
+    with store.draft(CELL) as mine:
+        assert store.sweep_dead() == ["articles/rivers"]
+        assert mine.is_dir()
+    assert store.sweep_dead() == []
+    assert store.path(CELL, "exclusions.parquet").is_file(), "the current version stays"
+    assert len(list(store.folder(CELL).glob("v*"))) == 1
 
 
 def test_a_torn_manifest_is_named(tmp_path: Path) -> None:

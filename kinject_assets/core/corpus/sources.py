@@ -11,6 +11,7 @@ from kinject_assets.config import Cleaning, Corpus, Files, Wiki, WikiEvents, Wik
 from kinject_assets.core.corpus.articles import make_article
 from kinject_assets.core.corpus.cleaning import clean
 from kinject_assets.core.corpus.files import read_files
+from kinject_assets.core.corpus.kept import KeptTexts
 from kinject_assets.core.corpus.wiki import Page, Revision, WikiClient
 from kinject_assets.core.errors import SourceError
 from kinject_assets.core.manifest import content_hash, write_atomically
@@ -297,6 +298,7 @@ def fetch_articles(
     now: datetime,
     base_folder: Path,
     previous: Sequence[Article] = (),
+    work: Path | None = None,
     report: Report = silent,
 ) -> Fetched:
     """Reads the articles of a corpus.
@@ -310,6 +312,7 @@ def fetch_articles(
         base_folder: Where relative paths start from.
         previous: Articles of the last time, cleaned with the same settings: texts of revisions
             among them are not fetched again.
+        work: Folder where texts are kept as they come, for the next try after a crash.
         report: Told what is being done.
 
     Raises:
@@ -320,7 +323,8 @@ def fetch_articles(
         articles, exclusions = read_files(source, base_folder, now, report)
         return _sorted(articles, exclusions)
     settings = wikis[source.wiki]
-    with WikiClient(settings, settings.api_url, contact, report) as client:
+    kept = KeptTexts(work / "texts.jsonl") if work else None
+    with WikiClient(settings, settings.api_url, contact, report, kept=kept) as client:
         reader = _WikiReader(
             client, licence=settings.licence, cleaning=cleaning, now=now, previous=previous
         )

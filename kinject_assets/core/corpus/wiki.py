@@ -18,6 +18,7 @@ from urllib.parse import quote, urlsplit
 
 from kinject_assets import __version__
 from kinject_assets.config import Wiki
+from kinject_assets.core.corpus.kept import KeptTexts
 from kinject_assets.core.errors import SourceError
 from kinject_assets.core.progress import Report, silent
 
@@ -167,6 +168,7 @@ class WikiClient:
         contact: E-mail or address of whoever runs this, for the User-Agent.
         report: Told what is being read.
         sleep: Waits between tries.
+        kept: Where texts are kept as they come, to be used again after a crash.
 
     Attributes:
         requests: Requests sent so far, every try included.
@@ -184,6 +186,7 @@ class WikiClient:
         contact: str,
         report: Report = silent,
         sleep: Callable[[float], None] = time.sleep,
+        kept: KeptTexts | None = None,
     ) -> None:
         import httpx
 
@@ -207,6 +210,7 @@ class WikiClient:
         self.requests = 0
         self.bodies = 0
         self._sleep = sleep
+        self._kept = kept
         self._lock = Lock()
         self._jitter = random.Random()
         self._http = httpx.Client(
@@ -488,10 +492,15 @@ class WikiClient:
         """Fetches the texts of revisions; those that the wiki no longer has are left out."""
         found: dict[int, Revision] = {}
         ids = list(dict.fromkeys(revision_ids))
-        batches = _batches(ids, min(self.settings.batch, MOST_BODIES))
+        if self._kept is not None:
+            found = {i: text for i in ids if (text := self._kept.get(i)) is not None}
+            if found:
+                self.report(f"{len(found)} texts were fetched before a stop and are used again")
+        missing = [i for i in ids if i not in found]
+        batches = _batches(missing, min(self.settings.batch, MOST_BODIES))
         for part in self._each("fetching texts", batches, self._texts_batch):
             found |= part
-        self.bodies += len(found)
+            self.bodies += len(part)
         return found
 
     def _texts_batch(self, revision_ids: Sequence[int]) -> dict[int, Revision]:
@@ -521,4 +530,6 @@ class WikiClient:
                 f"{self.api_url}: no answer for revision {min(lost)}, though it was asked for. "
                 "Lower `batch` of the wiki in the profile."
             )
+        if self._kept is not None:
+            self._kept.add(found.values())
         return found

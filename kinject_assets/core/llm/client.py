@@ -37,6 +37,9 @@ FIRST_PAUSE = 0.5
 LONGEST_PAUSE = 60.0
 """Seconds that a pause of our own choosing may last."""
 
+SAME_REQUESTS = 4
+"""How often a request is sent with one seed while what comes back is no JSON."""
+
 LONGEST_RETRY_AFTER = 600.0
 """Seconds that a service may ask us to wait; with more we stop and say so."""
 
@@ -138,8 +141,10 @@ class LLMClient:
     def ask_many(self, asks: Sequence[Ask[A]]) -> list[Reply[A]]:
         """Gets an answer to each question, from the ledger where it has one.
 
-        An answer that is cut, refused, malformed or does not fit is asked for again with the next
-        attempt number, `settings.attempts` times in all.
+        An answer that is cut at the token limit, refused or does not fit is asked for again with
+        the next attempt number, which changes the seed; one that is no JSON is asked for as it was,
+        up to `SAME_REQUESTS` times, so that a bad line changes nothing about what is written. All
+        in all a question is asked `settings.attempts` times.
 
         Returns:
             One reply per question, in their order.
@@ -264,30 +269,37 @@ class _Batch:
 
     async def _reply(self, service: "AsyncOpenAI", ask: Ask[A]) -> Reply[A] | None:
         """The reply to one question; `None` once anything has gone wrong for good."""
-        reason, attempt = "", ask.attempt
+        reason, attempt, damaged = "", ask.attempt, 0
         async with self.gate:
-            for attempt in range(ask.attempt, ask.attempt + self.settings.attempts):
+            for tries in range(self.settings.attempts):
                 if self.error is not None:
                     return None
                 body = self.client._body(ask, attempt)
                 try:
-                    recorded = await self._recorded(service, ask.purpose, body, attempt)
+                    key = content_hash("request", body, attempt, *([damaged] if damaged else []))
+                    recorded = await self._recorded(
+                        service, ask.purpose, body, key, ask.attempt + tries
+                    )
                 except LLMError as error:
                     # Requests under way are let finish: they are paid for.
                     self.error = self.error or error
                     return None
                 try:
                     value = _parse(recorded, ask)
+                except _Damaged as error:
+                    # Asked as it was: an answer that broke on its way comes whole the next time.
+                    reason, damaged = str(error), damaged + 1
+                    if damaged == SAME_REQUESTS:
+                        attempt, damaged = attempt + 1, 0
                 except ValueError as error:
-                    reason = str(error)
-                    continue
-                return Received(value, recorded.generation_id, attempt, body["seed"])
+                    reason, attempt, damaged = str(error), attempt + 1, 0
+                else:
+                    return Received(value, recorded.generation_id, attempt, body["seed"])
         return Failure(f"{reason} ({self.settings.attempts} attempts)", attempt)
 
     async def _recorded(
-        self, service: "AsyncOpenAI", purpose: str, body: dict[str, Any], attempt: int
+        self, service: "AsyncOpenAI", purpose: str, body: dict[str, Any], key: str, attempt: int
     ) -> Recorded:
-        key = content_hash("request", body, attempt)
         async with self.locks[key]:
             known = self.ledger.answer(key)
             limit = self.settings.max_output_tokens
@@ -468,10 +480,15 @@ def _count(value: Any, estimate: int) -> int:
     return value if isinstance(value, int) and value > 0 else estimate
 
 
+class _Damaged(ValueError):
+    """An answer that is no JSON: broken on its way, or by a service that could not keep to it."""
+
+
 def _parse(recorded: Recorded, ask: Ask[A]) -> A:
     """Reads an answer.
 
     Raises:
+        _Damaged: If it is no JSON.
         ValueError: With the reason, if it is of no use.
     """
     if recorded.refusal:
@@ -484,9 +501,13 @@ def _parse(recorded: Recorded, ask: Ask[A]) -> A:
             "answers asked again"
         )
     if not recorded.text.strip():
-        raise ValueError("empty answer")
+        raise _Damaged("empty answer")
     try:
-        value = ask.answer.model_validate(extract_json(recorded.text))
+        found = extract_json(recorded.text)
+    except ValueError as error:
+        raise _Damaged(str(error)) from None
+    try:
+        value = ask.answer.model_validate(found)
     except ValidationError as error:
         problem = error.errors()[0]
         where = ".".join(str(part) for part in problem["loc"])

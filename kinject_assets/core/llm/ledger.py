@@ -4,21 +4,22 @@ A row is on disk before a request is sent and before its answer is used: a crash
 answers in flight, and an answer that was received is never asked, or paid, for again.
 """
 
-import json
 import os
 import threading
 import uuid
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from kinject_assets.core.errors import BrokenArtefact
+from kinject_assets.core import journal
 from kinject_assets.core.llm.prices import cost
 from kinject_assets.core.manifest import content_hash
 from kinject_assets.core.schema import Generation
+
+MEND = "Remove this line: the request that it stood for may be asked, and paid for, again."
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ class Ledger:
         self._sends: Counter[str] = Counter()
         self._file = folder / f"{os.getpid()}-{uuid.uuid4().hex[:12]}.jsonl"
         for path in sorted(folder.glob("*.jsonl")):
-            for row in _rows(path):
+            for row in journal.read(path, MEND):
                 self._take(path.name, row)
 
     def answer(self, key: str) -> Recorded | None:
@@ -210,6 +211,14 @@ class Ledger:
                 found[unique] = _generation(unique, request, prices)
         return list(found.values())
 
+    def lost(self) -> int:
+        """Requests that were in flight when their process died: possibly paid, answer lost."""
+        with self._lock:
+            return sum(
+                request.state == "in flight" and name != self._file.name
+                for (name, _), request in self._sent.items()
+            )
+
     def spent(self, prices: Mapping[str, tuple[float, float]] | None = None) -> float:
         """USD of all generations, by the same prices; models without a price count nothing."""
         return sum(row.cost_usd or 0.0 for row in self.generations(prices))
@@ -231,17 +240,7 @@ class Ledger:
             )
 
     def _write(self, row: dict[str, Any]) -> None:
-        line = (json.dumps(row, ensure_ascii=False) + "\n").encode()
-        with self._file.open("ab", buffering=0) as handle:
-            start = handle.tell()
-            try:
-                if handle.write(line) != len(line):
-                    raise OSError(f"{self._file}: only a part of a row could be written")
-                os.fsync(handle.fileno())
-            except OSError:
-                # A full disk must not leave half a line before later ones.
-                os.ftruncate(handle.fileno(), start)
-                raise
+        journal.append(self._file, row)
         self._take(self._file.name, row)
 
 
@@ -262,20 +261,3 @@ def _generation(
         state=sent.state,
         created_at=datetime.fromisoformat(intent["time"]),
     )
-
-
-def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    lines = path.read_bytes().split(b"\n")
-    for number, line in enumerate(lines, 1):
-        if not line:
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            if number == len(lines):  # torn by a crash: the row was never relied on
-                return
-            raise BrokenArtefact(
-                f"{path}, line {number}: not JSON ({error}). Remove this line: the request that it "
-                "stood for may be asked, and paid for, again."
-            ) from error
-        yield row

@@ -344,6 +344,7 @@ def build_database(
     *,
     generations: Sequence[schema.Generation] = (),
     references: Path | None = None,
+    scratch: Path | None = None,
     report: Report = silent,
 ) -> dict[str, int]:
     """Builds the database anew beside the old one and swaps it in.
@@ -353,6 +354,7 @@ def build_database(
         profile: The experiment.
         generations: The ledger of requests to the language model service.
         references: Folder of the published tables, for the claims' self-test.
+        scratch: Folder on the same disk that the new file is built in; default beside the old one.
         report: Told how far it is.
 
     Returns:
@@ -366,7 +368,7 @@ def build_database(
     lake = read_lake(store, report)
     content = _content(lake, profile, generations, references, report)
     store.root.mkdir(parents=True, exist_ok=True)
-    partial = store.root / f".{DATABASE}.{uuid.uuid4().hex}"
+    partial = (scratch or store.root) / f".{DATABASE}.{uuid.uuid4().hex}"
     try:
         with closing(duckdb.connect(str(partial))) as connection:
             counts = _fill(connection, content, report)

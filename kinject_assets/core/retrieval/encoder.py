@@ -4,8 +4,10 @@ Vectors are kept with the encoder's identity (a hash of its weights), so that ch
 are never embedded again by the same encoder, and never mixed with those of another.
 """
 
+import contextlib
 import hashlib
 import json
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,7 +26,10 @@ VECTORS = "vectors.safetensors"
 CHUNKS = "chunks.json"
 ENCODER = "encoder.json"
 
-_TEXTS_A_REPORT = 4096
+TEXTS_A_BLOCK = 4096
+"""Texts between two reports, and between two blocks that survive a crash."""
+
+_BLOCK = "block-"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,8 +134,8 @@ def encode(
 
     vectors = np.zeros((len(texts), encoder.get_embedding_dimension() or 0), dtype=np.float32)
     order = sorted(range(len(texts)), key=lambda row: (-len(texts[row]), row))
-    for start in range(0, len(order), _TEXTS_A_REPORT):
-        rows = order[start : start + _TEXTS_A_REPORT]
+    for start in range(0, len(order), TEXTS_A_BLOCK):
+        rows = order[start : start + TEXTS_A_BLOCK]
         vectors[rows] = encoder.encode(
             [prefix + texts[row] for row in rows],
             batch_size=batch_size,
@@ -148,6 +153,7 @@ def embed_chunks(
     settings: config.Encoder,
     previous: Embeddings | None = None,
     report: Report = silent,
+    work: Path | None = None,
 ) -> Embeddings:
     """Embeds chunks in their order, reusing vectors that the same encoder made before.
 
@@ -157,26 +163,52 @@ def embed_chunks(
         settings: What the encoder was loaded with.
         previous: Vectors of an earlier version of the corpus; those of another encoder are ignored.
         report: Told how many are new, and then of progress.
+        work: Folder where vectors are kept block by block, for the next try after a crash.
     """
     import numpy as np
 
     identity = identify(encoder, settings)
-    reusable = previous if previous and previous.encoder.same_as(identity) else None
-    row_of = {chunk_id: row for row, chunk_id in enumerate(reusable.chunk_ids if reusable else ())}
-    new = [chunk for chunk in chunks if chunk.chunk_id not in row_of]
+    kept = _kept_blocks(work)
+    known: dict[str, np.ndarray] = {}
+    for embeddings in (previous, *kept):
+        if embeddings and embeddings.encoder.same_as(identity):
+            known |= dict(zip(embeddings.chunk_ids, embeddings.vectors, strict=True))
+    # Texts of like length share a batch, also over the borders of blocks.
+    new = sorted(
+        (chunk for chunk in chunks if chunk.chunk_id not in known),
+        key=lambda chunk: (-len(chunk.text), chunk.chunk_id),
+    )
     report(f"{len(chunks) - len(new)} chunks already embedded, {len(new)} to embed", 0, len(new))
-    made = encode(encoder, [c.text for c in new], settings.batch_size, report=report)
-    made_row = {chunk.chunk_id: row for row, chunk in enumerate(new)}
+    for start in range(0, len(new), TEXTS_A_BLOCK):
+        block = new[start : start + TEXTS_A_BLOCK]
+        ids = [chunk.chunk_id for chunk in block]
+        vectors = encode(encoder, [chunk.text for chunk in block], settings.batch_size)
+        known |= dict(zip(ids, vectors, strict=True))
+        if work is not None:
+            made = Embeddings(chunk_ids=ids, vectors=vectors, encoder=identity)
+            _keep_block(work, made)
+        report("embedding texts", start + len(block), len(new))
     vectors = np.zeros((len(chunks), identity.dimension), dtype=np.float32)
     for row, chunk in enumerate(chunks):
-        known = row_of.get(chunk.chunk_id)
-        if reusable is not None and known is not None:
-            vectors[row] = reusable.vectors[known]
-        else:
-            vectors[row] = made[made_row[chunk.chunk_id]]
+        vectors[row] = known[chunk.chunk_id]
     return Embeddings(
         chunk_ids=[chunk.chunk_id for chunk in chunks], vectors=vectors, encoder=identity
     )
+
+
+def _keep_block(work: Path, block: Embeddings) -> None:
+    partial = work / f".{_BLOCK}{uuid.uuid4().hex}"
+    save_embeddings(partial, block)
+    partial.rename(work / f"{_BLOCK}{uuid.uuid4().hex}")
+
+
+def _kept_blocks(work: Path | None) -> list[Embeddings]:
+    """Whole blocks of a run that did not end; a damaged one is made again."""
+    found: list[Embeddings] = []
+    for folder in sorted(work.glob(f"{_BLOCK}*")) if work else ():
+        with contextlib.suppress(BrokenArtefact):
+            found.append(load_embeddings(folder))
+    return found
 
 
 def query_text(question: Question, settings: config.Retrieval) -> str:

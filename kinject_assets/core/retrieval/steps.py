@@ -34,6 +34,7 @@ class EmbedRequest:
         encoder: Fields of `config.Encoder`, `model` being a folder or a hub id.
         out: Folder that gets `vectors.safetensors`, `chunks.json` and `encoder.json`.
         previous: Folder with an earlier version of them, to reuse; empty for none.
+        work: Folder for what is wanted after a crash; empty for none.
         device: `auto`, `cpu`, `cuda`, ...
     """
 
@@ -41,6 +42,7 @@ class EmbedRequest:
     encoder: dict[str, Any]
     out: str
     previous: str = ""
+    work: str = ""
     device: str = "auto"
 
 
@@ -79,7 +81,8 @@ def embed(request: EmbedRequest, report: Report = silent) -> dict[str, Any]:
     chunks = sorted(read_rows(Path(request.chunks), Chunk), key=lambda chunk: chunk.ordinal)
     previous = _reusable(request.previous, report)
     encoder = load_encoder(settings, request.device)
-    embeddings = embed_chunks(encoder, chunks, settings, previous, report)
+    work = Path(request.work) if request.work else None
+    embeddings = embed_chunks(encoder, chunks, settings, previous, report, work)
     save_embeddings(Path(request.out), embeddings)
     same = previous is not None and previous.encoder.same_as(embeddings.encoder)
     known = set(previous.chunk_ids) if same and previous else set()

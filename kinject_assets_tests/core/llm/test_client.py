@@ -15,6 +15,7 @@ from kinject_assets.core.augmentation.paraphrases import WrittenParaphrase
 from kinject_assets.core.augmentation.prompts import PARAPHRASE
 from kinject_assets.core.errors import BudgetExceeded, LLMError
 from kinject_assets.core.llm.client import (
+    SAME_REQUESTS,
     Ask,
     Failure,
     LLMClient,
@@ -120,12 +121,10 @@ def test_every_way_to_ask_for_structure_works(client_for: Build, structure: str)
 @pytest.mark.parametrize(
     ("bad", "reason"),
     [
-        (said("no json here"), "not JSON"),
         (said({"other": 1}), "does not fit the schema: word"),
         (said({"word": "otter"}, "length"), "cut at llm.max_output_tokens"),
         (said(None, refusal="I will not."), "refused: I will not."),
         (said({"word": "x"}, "content_filter"), "content filter"),
-        (said({"word": "x"}) | {"choices": []}, "empty answer"),
     ],
 )
 def test_useless_answers_are_kept_and_asked_again(
@@ -142,6 +141,38 @@ def test_useless_answers_are_kept_and_asked_again(
     assert reason in second.reason
     assert [row.attempt for row in client.ledger.generations()] == [0, 1, 0, 1]
     assert {row.state for row in client.ledger.generations()} == {"received"}
+
+
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [
+        (said("no json here"), "not JSON"),
+        (said('{"word": "ott'), "not JSON"),
+        (said({"word": "x"}) | {"choices": []}, "empty answer"),
+    ],
+)
+def test_damaged_answers_are_asked_again_as_they_were(
+    client_for: Build, bad: dict[str, Any], reason: str
+) -> None:
+    service = Scripted(bad, bad, said({"word": "otter"}))
+    client = client_for(service, attempts=SAME_REQUESTS + 1)
+    (reply,) = client.ask_many([ask()])
+    assert isinstance(reply, Received)
+    assert (reply.value, reply.attempt) == (Word(word="otter"), 0)
+    assert len({body["seed"] for body in service.bodies}) == 1
+    assert [row.attempt for row in client.ledger.generations()] == [0, 1, 2]
+
+    again = client_for(service, attempts=SAME_REQUESTS + 1)
+    assert again.ask_many([ask()]) == [reply]
+    assert len(service.bodies) == 3, "received answers are never asked again"
+
+    service.answers = [bad]
+    (other,) = client.ask_many([ask("another")])
+    assert isinstance(other, Failure)
+    assert reason in other.reason
+    seeds = [body["seed"] for body in service.bodies[3:]]
+    assert len(set(seeds[:SAME_REQUESTS])) == 1
+    assert seeds[SAME_REQUESTS] != seeds[0], "a service that cannot do it gets another seed"
 
 
 def test_a_check_turns_an_answer_away_with_its_reason(client_for: Build) -> None:
