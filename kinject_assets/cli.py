@@ -233,15 +233,50 @@ def lab() -> None:
 
 @lab.command("serve")
 @profile_option
-@click.option("--port", default=8471, show_default=True, help="Port on 127.0.0.1.")
-def lab_serve(profile_name: str | None, port: int) -> None:
-    """Serves the lab's MediaWiki and chat API on loopback until Ctrl-C."""
+@click.option("--port", default=8471, show_default=True, help="Port on 127.0.0.1; 0: a free one.")
+@click.option(
+    "--faults",
+    type=click.FloatRange(0, 1),
+    default=0.0,
+    help="Share of requests that go wrong: to see a study go through bad weather.",
+)
+@click.option(
+    "--fault",
+    "kinds",
+    multiple=True,
+    help="Which: 429, 500, timeout, cut, malformed, wrong_schema, maxlag. Default: all.",
+)
+@click.option("--retry-after", default=0.2, show_default=True, help="Seconds that 429 asks for.")
+@click.option("--latency", default=0.0, help="Seconds that every answer takes.")
+def lab_serve(
+    profile_name: str | None,
+    port: int,
+    faults: float,
+    kinds: tuple[str, ...],
+    retry_after: float,
+    latency: float,
+) -> None:
+    r"""Serves the lab's MediaWiki and chat API on loopback until Ctrl-C.
+
+    \b
+    kinject lab serve --faults 0.3 &
+    KINJECT_LAB_URL=http://127.0.0.1:8471 kinject run
+    """
     profile = _select(profile_name)
     if profile.lab is None:
         raise KinjectError(f"{profile.path}: has no part `lab:`, so there is no world to serve")
+    from kinject_assets.lab.server import FAULT_KINDS, Faults
     from kinject_assets.lab.server import main as serve
 
-    serve(profile.lab, port=port)
+    if unknown := set(kinds) - set(FAULT_KINDS):
+        raise click.UsageError(f"no fault {sorted(unknown)}; there are {', '.join(FAULT_KINDS)}")
+    settings = Faults(
+        rate=faults,
+        kinds=[kind for kind in FAULT_KINDS if not kinds or kind in kinds],
+        retry_after=retry_after,
+        latency=latency,
+    )
+    serve(profile.lab, port=port, faults=settings)
 
 
 @lab.command("pretrain")

@@ -11,6 +11,7 @@ from kinject_assets.defs import (
     corpus,
     damage,
     exams,
+    jobs,
     results,
     retrieval,
     scores,
@@ -28,7 +29,7 @@ STAGES = (corpus, exams, augmentation, retrieval, training, scores, damage, resu
 defs = dg.Definitions(
     assets=dg.with_source_code_references(dg.load_assets_from_modules(STAGES)),
     resources={"study": Study()},
-    jobs=automation.JOBS,
+    jobs=jobs.JOBS,
     sensors=[automation.corpus_keys],
     executor=dg.in_process_executor,
 )

@@ -2,13 +2,19 @@
 
 import dagster as dg
 
-from kinject_assets.core.augmentation.paraphrases import draw_validation_chunks, write_paraphrases
+from kinject_assets.core.augmentation.paraphrases import (
+    draw_validation_chunks,
+    likeness,
+    write_paraphrases,
+)
 from kinject_assets.core.manifest import content_hash
 from kinject_assets.core.plan import CODE_VERSIONS
+from kinject_assets.core.report.plots import histogram
 from kinject_assets.core.schema import Chunk, Paraphrase, Rejection, logical_version
 from kinject_assets.defs import checks
 from kinject_assets.defs.corpus import chunks
-from kinject_assets.defs.io import Step, making, preview
+from kinject_assets.defs.io import Step, image, making, preview
+from kinject_assets.defs.launch import RequestSettings
 from kinject_assets.defs.partitions import CORPUS
 from kinject_assets.defs.policy import AUGMENTATION_GROUP, OWNERS
 from kinject_assets.defs.resources import Study
@@ -24,7 +30,9 @@ from kinject_assets.defs.resources import Study
     check_specs=checks.specs("paraphrases"),
     pool="llm",
 )
-def paraphrases(context: dg.AssetExecutionContext, study: Study) -> dg.MaterializeResult:
+def paraphrases(
+    context: dg.AssetExecutionContext, config: RequestSettings, study: Study
+) -> dg.MaterializeResult:
     """Rewritings of every chunk to train on, as many as the largest recipe of the corpus reads.
 
     One request each, with its own seed. Copies, and rewritings that drop a number or a name, are
@@ -32,7 +40,7 @@ def paraphrases(context: dg.AssetExecutionContext, study: Study) -> dg.Materiali
     """
     with making(context, study) as step:
         per_chunk = study.plan.paraphrases_per_chunk(step.cell.parts[0])
-        return _paraphrases(step, step.rows("chunks", Chunk), per_chunk, "train")
+        return _paraphrases(step, config, step.rows("chunks", Chunk), per_chunk, "train")
 
 
 @dg.asset(
@@ -45,7 +53,9 @@ def paraphrases(context: dg.AssetExecutionContext, study: Study) -> dg.Materiali
     check_specs=checks.specs("validation_paraphrases"),
     pool="llm",
 )
-def validation_paraphrases(context: dg.AssetExecutionContext, study: Study) -> dg.MaterializeResult:
+def validation_paraphrases(
+    context: dg.AssetExecutionContext, config: RequestSettings, study: Study
+) -> dg.MaterializeResult:
     """Rewritings of randomly drawn chunks that choose learning rate and epoch, and nothing else.
 
     240 chunks with two each, as in the study; all chunks where a corpus has fewer.
@@ -53,18 +63,19 @@ def validation_paraphrases(context: dg.AssetExecutionContext, study: Study) -> d
     with making(context, study) as step:
         settings = study.profile.augmentation
         drawn = draw_validation_chunks(step.rows("chunks", Chunk), settings)
-        return _paraphrases(step, drawn, settings.validation_per_chunk, "validation")
+        return _paraphrases(step, config, drawn, settings.validation_per_chunk, "validation")
 
 
 def _paraphrases(
-    step: Step, chunk_rows: list[Chunk], per_chunk: int, purpose: str
+    step: Step, config: RequestSettings, chunk_rows: list[Chunk], per_chunk: int, purpose: str
 ) -> dg.MaterializeResult:
-    settings = step.study.profile.augmentation
+    profile = step.study.profile
+    settings = profile.augmentation
     written = write_paraphrases(
         chunk_rows,
         per_chunk=per_chunk,
         purpose=purpose,
-        client=step.study.llm(step.report),
+        client=step.study.llm(config.over(profile.llm), step.report),
         settings=settings,
         report=step.report,
     )
@@ -83,7 +94,20 @@ def _paraphrases(
             "given_up": written.given_up,
             "prefixes": _prefix_versions(rows, per_chunk),
         },
-        metadata={"rejected_paraphrases": preview(rejections)} if rejections else {},
+        metadata={
+            "likeness": image(
+                histogram(
+                    likeness(rows, chunk_rows),
+                    x_label="likeness to the chunk, 1 for a copy",
+                    y_label="paraphrases",
+                    title="How close paraphrases are to their chunks",
+                    limit=settings.near_duplicate,
+                ),
+                "likeness of paraphrases to their chunks",
+            ),
+            **({"rejected_paraphrases": preview(rejections)} if rejections else {}),
+            **step.bill(),
+        },
         checks=checks.paraphrases(step.cell.asset, rows, per_chunk * len(chunk_rows)),
         libraries=("openai", "rapidfuzz"),
         seeds={"augmentation": settings.seed},

@@ -1,40 +1,8 @@
-"""Jobs named after what people want, and the sensor that keeps partition keys in step."""
+"""The sensor that keeps partition keys in step with the profile."""
 
 import dagster as dg
 
 from kinject_assets.defs.partitions import CORPUS, PROFILE
-
-JOBS = [
-    dg.define_asset_job(
-        "prepare_corpus",
-        selection=[
-            "articles",
-            "chunks",
-            "questions",
-            "paraphrases",
-            "validation_paraphrases",
-            "embeddings",
-            "faiss_index",
-            "retrieved",
-        ],
-        description="From articles to an exam and an index, for one corpus.",
-    ),
-    dg.define_asset_job(
-        "score_base_and_rag",
-        selection=["answers_base", "answers_rag"],
-        description="Answers of a base model without and with retrieval.",
-    ),
-    dg.define_asset_job(
-        "train_and_score",
-        selection=["checkpoint", "answers_ft", "answers_ft_rag"],
-        description="Fine-tunes one recipe and answers with it, without and with retrieval.",
-    ),
-    dg.define_asset_job(
-        "rebuild_results",
-        selection=["results", "claims", "report", "lineage_audit"],
-        description="Loads the answers that are there into DuckDB; renews claims, report, audit.",
-    ),
-]
 
 
 @dg.sensor(

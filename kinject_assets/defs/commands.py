@@ -196,7 +196,12 @@ def _check_models(profile: Profile, cells: Sequence[Cell]) -> None:
 
 
 def _heavy(plan: Plan, cells: Sequence[Cell]) -> bool:
-    return any(len(cell.parts) == 2 and plan.state(cell) != "complete" for cell in cells)
+    """Whether a model or an encoder will be loaded."""
+    return any(
+        (len(cell.parts) == 2 or cell.asset in {"embeddings", "retrieved"})
+        and plan.state(cell) != "complete"
+        for cell in cells
+    )
 
 
 def _summary(

@@ -5,9 +5,11 @@ import dagster as dg
 from kinject_assets.core.corpus.chunking import chunk_articles, token_counter
 from kinject_assets.core.corpus.sources import fetch_articles
 from kinject_assets.core.plan import CODE_VERSIONS, now
+from kinject_assets.core.report.plots import histogram
 from kinject_assets.core.schema import Article, Chunk, Exclusion, logical_version
 from kinject_assets.defs import checks
-from kinject_assets.defs.io import making, preview
+from kinject_assets.defs.io import image, making, preview
+from kinject_assets.defs.launch import FetchSettings
 from kinject_assets.defs.partitions import CORPUS
 from kinject_assets.defs.policy import CORPUS_GROUP, OWNERS
 from kinject_assets.defs.resources import Study
@@ -22,7 +24,9 @@ from kinject_assets.defs.resources import Study
     check_specs=checks.specs("articles"),
     pool="wiki",
 )
-def articles(context: dg.AssetExecutionContext, study: Study) -> dg.MaterializeResult:
+def articles(
+    context: dg.AssetExecutionContext, config: FetchSettings, study: Study
+) -> dg.MaterializeResult:
     """The articles of a corpus at one revision each, as plain text by section.
 
     Read from a wiki (categories, titles, months of current events) or a folder of files. Pages that
@@ -38,7 +42,9 @@ def articles(context: dg.AssetExecutionContext, study: Study) -> dg.MaterializeR
             contact=profile.contact,
             now=now(profile),
             base_folder=profile.folder,
-            previous=step.previous_rows("articles", Article, decided_by="cleaning"),
+            previous=[]
+            if config.fetch_all
+            else step.previous_rows("articles", Article, decided_by="cleaning"),
             work=step.work,
             report=step.report,
         )
@@ -56,7 +62,18 @@ def articles(context: dg.AssetExecutionContext, study: Study) -> dg.MaterializeR
                 "requests": fetched.requests,
                 "bodies_fetched": fetched.bodies,
             },
-            metadata={"excluded_pages": preview(fetched.exclusions)} if fetched.exclusions else {},
+            metadata={
+                "lengths": image(
+                    histogram(
+                        [row.n_chars for row in rows],
+                        x_label="characters",
+                        y_label="articles",
+                        title="Length of the articles",
+                    ),
+                    "lengths of the articles",
+                ),
+                **({"excluded_pages": preview(fetched.exclusions)} if fetched.exclusions else {}),
+            },
             checks=checks.articles(rows),
             libraries=("mwparserfromhell", "httpx"),
         )
@@ -93,6 +110,18 @@ def chunks(context: dg.AssetExecutionContext, study: Study) -> dg.MaterializeRes
                 "chunks": len(rows),
                 "small": sum(row.small for row in rows),
                 "tokens": sum(row.n_tokens for row in rows),
+            },
+            metadata={
+                "lengths": image(
+                    histogram(
+                        [row.n_tokens for row in rows],
+                        x_label="tokens",
+                        y_label="chunks",
+                        title="Length of the chunks",
+                        limit=settings.max_tokens,
+                    ),
+                    "lengths of the chunks",
+                )
             },
             checks=checks.chunks(rows, settings),
             libraries=("transformers", "tokenizers"),

@@ -4,7 +4,7 @@ import dagster as dg
 
 from kinject_assets.core.manifest import content_hash
 from kinject_assets.core.plan import CODE_VERSIONS, METHODS
-from kinject_assets.core.report.plots import Point, markdown_image, table_bars
+from kinject_assets.core.report.plots import Point, table_bars
 from kinject_assets.core.schema import Answer, Checkpoint, Condition, Damage
 from kinject_assets.core.scoring.damage import damage_of
 from kinject_assets.core.statistics.intervals import wilson
@@ -12,6 +12,7 @@ from kinject_assets.core.store import Cell, read_rows
 from kinject_assets.defs import checks
 from kinject_assets.defs.compute import run_worker
 from kinject_assets.defs.io import Step, image, making
+from kinject_assets.defs.launch import ScoringSettings
 from kinject_assets.defs.partitions import CORPUS_RECIPE
 from kinject_assets.defs.policy import ANSWERS_GROUP, OWNERS
 from kinject_assets.defs.resources import Study
@@ -37,7 +38,9 @@ PROBES = {"facts": ("base", "ft"), "reading": ("rag", "ft_rag")}
     check_specs=checks.specs("damage"),
     pool="gpu",
 )
-def damage(context: dg.AssetExecutionContext, study: Study) -> dg.MaterializeResult:
+def damage(
+    context: dg.AssetExecutionContext, config: ScoringSettings, study: Study
+) -> dg.MaterializeResult:
     """What training on a corpus cost: exams of *other* corpora, answered before and after it.
 
     `facts` probes are answered closed-book and show what was forgotten; `reading` probes have the
@@ -46,7 +49,7 @@ def damage(context: dg.AssetExecutionContext, study: Study) -> dg.MaterializeRes
     """
     with making(context, study) as step:
         rows = [
-            _probe(step, kind, name)
+            _probe(step, config, kind, name)
             for kind, names in study.plan.probes(step.cell.parts[0]).items()
             for name in names
         ]
@@ -56,16 +59,18 @@ def damage(context: dg.AssetExecutionContext, study: Study) -> dg.MaterializeRes
             rows=rows,
             row_type=Damage,
             counts={row.probe: row.after - row.before for row in rows},
-            metadata={"damage": image(markdown_image(_plot(rows), "accuracy before and after"))},
+            metadata={"damage": image(_plot(rows), "accuracy before and after")},
             checks=checks.damage(rows),
             libraries=("torch", "transformers", "peft", "lm-eval"),
         )
 
 
-def _probe(step: Step, kind: str, corpus: str) -> Damage:
+def _probe(step: Step, config: ScoringSettings, kind: str, corpus: str) -> Damage:
     store, settings = step.study.store, step.study.profile.damage
+    scoring = config.over(step.study.profile.scoring)
+    asked = scoring.model_copy(update={"shots": (settings.shots,), "k": (settings.k,)})
     before, after = PROBES[kind]
-    request = score_request(step, corpus, after, [settings.shots], [settings.k])
+    request = score_request(step, corpus, after, asked)
     out = step.draft / f"{kind}-{corpus}"
     run_worker(step, "score", {**request, "out": str(out)})
     base = Cell(METHODS[before], (corpus, step.study.plan.model_of(step.cell)))

@@ -7,10 +7,13 @@ import dagster as dg
 from kinject_assets.core.exams.mmlu import load_mmlu
 from kinject_assets.core.exams.writing import write_exam
 from kinject_assets.core.plan import CODE_VERSIONS
+from kinject_assets.core.report.plots import bars
 from kinject_assets.core.schema import Chunk, Question, Rejection, logical_version
+from kinject_assets.core.scoring.prompts import LETTERS
 from kinject_assets.defs import checks
 from kinject_assets.defs.corpus import chunks
-from kinject_assets.defs.io import making, preview
+from kinject_assets.defs.io import image, making, preview
+from kinject_assets.defs.launch import RequestSettings
 from kinject_assets.defs.partitions import CORPUS
 from kinject_assets.defs.policy import EXAMS_GROUP, OWNERS
 from kinject_assets.defs.resources import Study
@@ -26,7 +29,9 @@ from kinject_assets.defs.resources import Study
     check_specs=checks.specs("questions"),
     pool="llm",
 )
-def questions(context: dg.AssetExecutionContext, study: Study) -> dg.MaterializeResult:
+def questions(
+    context: dg.AssetExecutionContext, config: RequestSettings, study: Study
+) -> dg.MaterializeResult:
     """The exam of a corpus: MMLU's questions of a subject, or questions written from the chunks.
 
     For a written exam the language model gets each chunk and writes several specific questions, a
@@ -45,7 +50,7 @@ def questions(context: dg.AssetExecutionContext, study: Study) -> dg.Materialize
             written = write_exam(
                 step.rows("chunks", Chunk),
                 corpus=corpus,
-                client=study.llm(step.report),
+                client=study.llm(config.over(profile.llm), step.report),
                 settings=profile.exams,
                 report=step.report,
             )
@@ -62,7 +67,26 @@ def questions(context: dg.AssetExecutionContext, study: Study) -> dg.Materialize
                 **{f"split_{name}": n for name, n in sorted(splits.items())},
                 "rejected": len(rejections),
             },
-            metadata={"rejected_questions": preview(rejections)} if rejections else {},
+            metadata={
+                "right_options": image(
+                    bars(
+                        {
+                            split: {
+                                LETTERS[gold]: n
+                                for gold, n in sorted(
+                                    Counter(r.gold for r in rows if r.split == split).items()
+                                )
+                            }
+                            for split in sorted(splits)
+                        },
+                        y_label="questions",
+                        title="Place of the right option",
+                    ),
+                    "how often each place holds the right option",
+                ),
+                **({"rejected_questions": preview(rejections)} if rejections else {}),
+                **(step.bill() if exam.kind == "generated" else {}),
+            },
             checks=checks.questions(rows, profile.scoring.shots),
             libraries=("openai", "datasets"),
             seeds={"exam": profile.exams.seed},

@@ -36,6 +36,9 @@ PID_TAG = ".dagster/kinject_pid"
 BORN_TAG = ".dagster/kinject_process_born"
 HOST_TAG = ".dagster/kinject_host"
 
+PARENT_RUN = "KINJECT_PARENT_RUN"
+"""Environment variable with the run that a `kinject run` works for: it is alive as long as that."""
+
 UNFINISHED = [
     DagsterRunStatus.NOT_STARTED,
     DagsterRunStatus.STARTING,
@@ -101,7 +104,7 @@ def recover(instance: DagsterInstance, store: Store, ui_alive: bool) -> Recovere
     """
     buried: list[str] = []
     for run in instance.get_runs(filters=RunsFilter(statuses=UNFINISHED)):
-        if _alive(run.tags, ui_alive):
+        if _alive(run.tags, ui_alive) or run.run_id == os.environ.get(PARENT_RUN):
             continue
         instance.report_run_failed(
             run, "The process of this run is gone (killed, or the machine went down)."

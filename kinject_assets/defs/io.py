@@ -22,6 +22,7 @@ from kinject_assets.core.manifest import Manifest, fingerprint
 from kinject_assets.core.plan import CODE_VERSIONS
 from kinject_assets.core.process import this_process
 from kinject_assets.core.progress import PROGRESS, Progress
+from kinject_assets.core.report.plots import markdown_image
 from kinject_assets.core.schema import arrow_schema
 from kinject_assets.core.store import Cell, library_versions, write_rows
 from kinject_assets.defs.partitions import cell_parts
@@ -157,6 +158,13 @@ class Step:
             self.context.log.warning("nothing of the last version is used again: %s", error)
             return []
 
+    def bill(self) -> dict[str, float]:
+        """What this step asked of the language model service, for its metadata.
+
+        Answers that the ledger had already cost nothing and are not in it.
+        """
+        return self.study.ledger.bill(self._began, self.study.profile.llm.prices)
+
     def write(self, name: str, rows: Sequence[Any], row_type: type) -> None:
         """Writes rows as a Parquet file of the artefact."""
         write_rows(self.draft / f"{name}.parquet", rows, row_type)
@@ -260,9 +268,9 @@ def _plain(value: Any) -> str:
     return text
 
 
-def image(markdown: str) -> dg.MarkdownMetadataValue:
-    """A plot as metadata."""
-    return dg.MetadataValue.md(markdown)
+def image(png: bytes, alt: str) -> dg.MarkdownMetadataValue:
+    """A plot as metadata; `alt` is for readers who do not see it."""
+    return dg.MetadataValue.md(markdown_image(png, alt))
 
 
 def check(

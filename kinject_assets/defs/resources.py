@@ -7,7 +7,7 @@ from pathlib import Path
 
 import dagster as dg
 
-from kinject_assets.config import Profile, Wiki, home, local_or_hub
+from kinject_assets.config import LLM, Profile, Wiki, home, local_or_hub
 from kinject_assets.core.llm.client import LLMClient
 from kinject_assets.core.llm.ledger import Ledger
 from kinject_assets.core.plan import Plan
@@ -75,12 +75,12 @@ class Study(dg.ConfigurableResource):
             for name, wiki in PROFILE.wikis.items()
         }
 
-    def llm(self, report: Report) -> LLMClient:
+    def llm(self, settings: LLM, report: Report) -> LLMClient:
         """The one client for questions and paraphrases."""
         base_url = PROFILE.llm.base_url or os.environ.get("OPENAI_BASE_URL")
         if base_url == "lab":
             base_url = f"{lab_url()}/v1"
-        return LLMClient(PROFILE.llm, base_url=base_url, ledger=self.ledger, report=report)
+        return LLMClient(settings, base_url=base_url, ledger=self.ledger, report=report)
 
     def located(self, name: str) -> str:
         """Folder or hub id of a model, encoder or tokenizer that the profile names."""

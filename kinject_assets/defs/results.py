@@ -8,7 +8,7 @@ import dagster as dg
 from kinject_assets.core.manifest import content_hash
 from kinject_assets.core.plan import CODE_VERSIONS
 from kinject_assets.core.report.html import table_points, write_report
-from kinject_assets.core.report.plots import markdown_image, table_bars
+from kinject_assets.core.report.plots import table_bars
 from kinject_assets.core.results.loader import build_database
 from kinject_assets.core.results.tables import fetch, format_tables, query
 from kinject_assets.core.statistics.claims import judge, published
@@ -53,7 +53,7 @@ def results(context: dg.AssetExecutionContext, study: Study) -> dg.MaterializeRe
             metadata={
                 "tables": dg.MetadataValue.md(format_tables(database, "markdown")),
                 **{
-                    f"table{number}_plot": image(markdown_image(table_bars(points)))
+                    f"table{number}_plot": image(table_bars(points), f"table {number}")
                     for number in (1, 2)
                     if (
                         points := table_points(

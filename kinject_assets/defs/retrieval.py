@@ -4,16 +4,22 @@ import dagster as dg
 
 from kinject_assets.core.manifest import content_hash
 from kinject_assets.core.plan import CODE_VERSIONS
+from kinject_assets.core.report.plots import bars, histogram
 from kinject_assets.core.retrieval.encoder import load_embeddings
 from kinject_assets.core.retrieval.index import build_index, save_index
-from kinject_assets.core.retrieval.search import mean_reciprocal_rank, recall_at
+from kinject_assets.core.retrieval.search import (
+    mean_reciprocal_rank,
+    nearest_likeness,
+    recall_at,
+)
 from kinject_assets.core.schema import Retrieved, logical_version
 from kinject_assets.core.store import read_rows
 from kinject_assets.defs import checks
 from kinject_assets.defs.compute import run_worker
 from kinject_assets.defs.corpus import chunks
 from kinject_assets.defs.exams import questions
-from kinject_assets.defs.io import making
+from kinject_assets.defs.io import image, making
+from kinject_assets.defs.launch import EmbeddingSettings
 from kinject_assets.defs.partitions import CORPUS
 from kinject_assets.defs.policy import OWNERS, RETRIEVAL_GROUP
 from kinject_assets.defs.resources import Study
@@ -32,13 +38,15 @@ RETRIEVER = "dense"
     check_specs=checks.specs("embeddings"),
     pool="gpu",
 )
-def embeddings(context: dg.AssetExecutionContext, study: Study) -> dg.MaterializeResult:
+def embeddings(
+    context: dg.AssetExecutionContext, config: EmbeddingSettings, study: Study
+) -> dg.MaterializeResult:
     """A normalised vector for each chunk, by a sentence-transformers encoder.
 
     Chunks that the same encoder embedded before keep their vectors.
     """
     with making(context, study) as step:
-        encoder = study.profile.retrieval.encoder
+        encoder = config.over(study.profile.retrieval.encoder)
         known = step.previous_manifest()
         reusable = known and not study.store.damage(step.cell, known, hashes=True)
         made = run_worker(
@@ -54,10 +62,22 @@ def embeddings(context: dg.AssetExecutionContext, study: Study) -> dg.Materializ
                 "device": study.profile.scoring.device,
             },
         )
+        vectors = load_embeddings(step.draft).vectors
         return step.finish(
             content_hash(step.inputs, made["encoder"]),
             counts=made,
-            checks=checks.embeddings(load_embeddings(step.draft).vectors),
+            metadata={
+                "neighbours": image(
+                    histogram(
+                        nearest_likeness(vectors),
+                        x_label="inner product with the nearest other chunk",
+                        y_label="chunks",
+                        title="How alike chunks are (1 for a copy)",
+                    ),
+                    "likeness of each chunk to its nearest neighbour",
+                )
+            },
+            checks=checks.embeddings(vectors),
             libraries=("sentence-transformers", "torch"),
         )
 
@@ -130,6 +150,22 @@ def retrieved(context: dg.AssetExecutionContext, study: Study) -> dg.Materialize
             rows=rows,
             row_type=Retrieved,
             counts=recall,
+            metadata={
+                "recall": image(
+                    bars(
+                        {
+                            "recall": {
+                                str(k): recall_at(rows, k) for k in range(1, settings.depth + 1)
+                            }
+                        },
+                        y_label="share of the questions",
+                        title="Questions whose own chunk is among the first K",
+                    ),
+                    "recall at K",
+                )
+            }
+            if written
+            else {},
             checks=checks.retrieved(recall),
             libraries=("sentence-transformers", "faiss-cpu"),
         )

@@ -6,16 +6,18 @@ from typing import Any
 
 import dagster as dg
 
-from kinject_assets.config import RecipeSpec
+from kinject_assets.config import RecipeSpec, Scoring
 from kinject_assets.core.plan import CODE_VERSIONS, METHODS
-from kinject_assets.core.report.plots import Point, accuracy_by_k, markdown_image
+from kinject_assets.core.report.plots import Point, accuracy_by_k, bars
 from kinject_assets.core.schema import Answer, Checkpoint, Condition, Question, logical_version
+from kinject_assets.core.scoring.prompts import LETTERS
 from kinject_assets.core.statistics.intervals import wilson
 from kinject_assets.core.store import Cell, read_rows
 from kinject_assets.defs import checks
 from kinject_assets.defs.compute import run_worker
 from kinject_assets.defs.exams import questions
 from kinject_assets.defs.io import Step, image, making
+from kinject_assets.defs.launch import ScoringSettings
 from kinject_assets.defs.partitions import CORPUS_MODEL, CORPUS_RECIPE
 from kinject_assets.defs.policy import ANSWERS_GROUP, OWNERS
 from kinject_assets.defs.resources import Study
@@ -36,10 +38,12 @@ METHOD_OF = {asset: method for method, asset in METHODS.items()}
     check_specs=checks.specs("answers_base"),
     pool="gpu",
 )
-def answers_base(context: dg.AssetExecutionContext, study: Study) -> dg.MaterializeResult:
+def answers_base(
+    context: dg.AssetExecutionContext, config: ScoringSettings, study: Study
+) -> dg.MaterializeResult:
     """What the model knows by itself: log-likelihoods of every option of every question."""
     with making(context, study) as step:
-        return _answers(step)
+        return _answers(step, config)
 
 
 @dg.asset(
@@ -52,10 +56,12 @@ def answers_base(context: dg.AssetExecutionContext, study: Study) -> dg.Material
     check_specs=checks.specs("answers_rag"),
     pool="gpu",
 )
-def answers_rag(context: dg.AssetExecutionContext, study: Study) -> dg.MaterializeResult:
+def answers_rag(
+    context: dg.AssetExecutionContext, config: ScoringSettings, study: Study
+) -> dg.MaterializeResult:
     """The model with the K nearest chunks in front of each question, for every K of the profile."""
     with making(context, study) as step:
-        return _answers(step)
+        return _answers(step, config)
 
 
 @dg.asset(
@@ -68,10 +74,12 @@ def answers_rag(context: dg.AssetExecutionContext, study: Study) -> dg.Materiali
     check_specs=checks.specs("answers_ft"),
     pool="gpu",
 )
-def answers_ft(context: dg.AssetExecutionContext, study: Study) -> dg.MaterializeResult:
+def answers_ft(
+    context: dg.AssetExecutionContext, config: ScoringSettings, study: Study
+) -> dg.MaterializeResult:
     """What the fine-tuned model knows by itself."""
     with making(context, study) as step:
-        return _answers(step)
+        return _answers(step, config)
 
 
 @dg.asset(
@@ -84,28 +92,26 @@ def answers_ft(context: dg.AssetExecutionContext, study: Study) -> dg.Materializ
     check_specs=checks.specs("answers_ft_rag"),
     pool="gpu",
 )
-def answers_ft_rag(context: dg.AssetExecutionContext, study: Study) -> dg.MaterializeResult:
+def answers_ft_rag(
+    context: dg.AssetExecutionContext, config: ScoringSettings, study: Study
+) -> dg.MaterializeResult:
     """The fine-tuned model with the K nearest chunks in front of each question."""
     with making(context, study) as step:
-        return _answers(step)
+        return _answers(step, config)
 
 
-def score_request(
-    step: Step, corpus: str, method: str, shots: Sequence[int], k: Sequence[int]
-) -> dict[str, Any]:
+def score_request(step: Step, corpus: str, method: str, scoring: Scoring) -> dict[str, Any]:
     """A request to answer a corpus's exam with the model of a cell.
 
     Args:
         step: A cell of a corpus and a model or a recipe.
         corpus: Whose exam; not always the cell's own.
         method: One of `METHODS`; `ft` and `ft_rag` take the checkpoint of the cell's partition.
-        shots: Numbers of solved examples.
-        k: Numbers of chunks in front, for the methods that retrieve.
+        scoring: How; its `k` counts for the methods that retrieve.
     """
     profile, store = step.study.profile, step.study.store
     key = step.cell.parts[1]
     model, _, recipe = key.partition(".") if key not in profile.models else (key, "", "")
-    scoring = profile.scoring
     exam = profile.corpora[corpus].exam
     request = {
         "corpus": corpus,
@@ -115,7 +121,7 @@ def score_request(
         "revision": profile.models[model].revision,
         "dtype": profile.models[model].dtype,
         "questions": str(store.path(Cell("questions", (corpus,)), "questions.parquet")),
-        "shots": list(shots),
+        "shots": list(scoring.shots),
         "k": [0],
         "choice_format": scoring.choice_format,
         "subject": exam.subject if exam.kind == "mmlu" else "",
@@ -127,7 +133,7 @@ def score_request(
     }
     if method in {"rag", "ft_rag"}:
         request |= {
-            "k": list(k),
+            "k": list(scoring.k),
             "chunks": str(store.path(Cell("chunks", (corpus,)), "chunks.parquet")),
             "retrieved": str(store.path(Cell("retrieved", (corpus,)), "retrieved.parquet")),
             "retriever": RETRIEVER,
@@ -145,10 +151,10 @@ def score_request(
     return request
 
 
-def _answers(step: Step) -> dg.MaterializeResult:
-    scoring = step.study.profile.scoring
+def _answers(step: Step, config: ScoringSettings) -> dg.MaterializeResult:
+    scoring = config.over(step.study.profile.scoring)
     method = METHOD_OF[step.cell.asset]
-    request = score_request(step, step.cell.parts[0], method, scoring.shots, scoring.k)
+    request = score_request(step, step.cell.parts[0], method, scoring)
     run_worker(step, "score", request)
     rows = read_rows(step.draft / "answers.parquet", Answer)
     conditions = read_rows(step.draft / "conditions.parquet", Condition)
@@ -164,7 +170,10 @@ def _answers(step: Step) -> dg.MaterializeResult:
             "conditions": len(conditions),
             **{f"accuracy_{shots}shot_k{k}": value for (shots, k), value in accuracy.items()},
         },
-        metadata={"accuracy": image(markdown_image(_plot(accuracy, tested, options)))},
+        metadata={
+            "accuracy": image(_plot(accuracy, tested, options), "accuracy by K"),
+            "letters": image(_letters(rows), "how often each option is right and is chosen"),
+        },
         checks=checks.answers(rows, tested * len(conditions)),
         libraries=("torch", "transformers", "peft", "lm-eval"),
     )
@@ -177,6 +186,21 @@ def _plot(accuracy: Mapping[tuple[int, int], float], questions: int, options: in
         low, high = wilson(round(value * questions), questions)
         curves[f"{shots} shots"][k] = Point(value, low, high)
     return accuracy_by_k(curves, chance=1 / options)
+
+
+def _letters(rows: Sequence[Answer]) -> bytes:
+    """How often each place holds the right option, and how often it is chosen."""
+    places = range(max(len(row.logliks) for row in rows))
+    return bars(
+        {
+            "right": {LETTERS[p]: sum(row.gold == p for row in rows) / len(rows) for p in places},
+            "chosen": {
+                LETTERS[p]: sum(row.choice == p for row in rows) / len(rows) for p in places
+            },
+        },
+        y_label="share of the answers",
+        title="Letters: right and chosen",
+    )
 
 
 def _accuracy(

@@ -8,7 +8,7 @@ import dagster as dg
 
 from kinject_assets.config import RecipeSpec
 from kinject_assets.core.plan import CODE_VERSIONS
-from kinject_assets.core.report.plots import loss_curves, markdown_image
+from kinject_assets.core.report.plots import loss_curves
 from kinject_assets.core.schema import Checkpoint, Damage, Trial
 from kinject_assets.core.store import Cell, read_rows
 from kinject_assets.defs import checks
@@ -16,6 +16,7 @@ from kinject_assets.defs.augmentation import paraphrases, validation_paraphrases
 from kinject_assets.defs.compute import run_worker
 from kinject_assets.defs.corpus import chunks
 from kinject_assets.defs.io import Step, image, making, preview
+from kinject_assets.defs.launch import TrainingSettings
 from kinject_assets.defs.partitions import CORPUS_RECIPE
 from kinject_assets.defs.policy import OWNERS, TRAINING_GROUP
 from kinject_assets.defs.resources import Study
@@ -31,7 +32,9 @@ from kinject_assets.defs.resources import Study
     check_specs=checks.specs("checkpoint"),
     pool="gpu",
 )
-def checkpoint(context: dg.AssetExecutionContext, study: Study) -> dg.MaterializeResult:
+def checkpoint(
+    context: dg.AssetExecutionContext, config: TrainingSettings, study: Study
+) -> dg.MaterializeResult:
     """A model after continued pre-training on the corpus by one recipe.
 
     `MODEL.full.p00` trains on the text alone (the study's FT-reg), `.p10` on the text and ten
@@ -40,7 +43,7 @@ def checkpoint(context: dg.AssetExecutionContext, study: Study) -> dg.Materializ
     Learning rate and epoch are chosen on validation paraphrases; a control takes its recipe's.
     """
     with making(context, study) as step:
-        run_worker(step, "train", _request(step))
+        run_worker(step, "train", _request(step, config))
         row = read_rows(step.draft / "checkpoint.parquet", Checkpoint)[0]
         trials = read_rows(step.draft / "trials.parquet", Trial)
         damage = read_rows(step.draft / "damage.parquet", Damage)
@@ -58,7 +61,7 @@ def checkpoint(context: dg.AssetExecutionContext, study: Study) -> dg.Materializ
             metadata={
                 "validation_loss": row.validation_loss or 0.0,
                 "trials": preview(trials),
-                "loss": image(markdown_image(loss_curves(_curves(trials)), "loss")),
+                "loss": image(loss_curves(_curves(trials)), "loss by epoch"),
                 **{
                     f"damage_{d.probe}": f"{d.before:.3f} before, {d.after:.3f} after"
                     for d in damage
@@ -80,12 +83,13 @@ def _curves(trials: Sequence[Trial]) -> dict[str, list[tuple[float, float]]]:
     return dict(curves)
 
 
-def _request(step: Step) -> dict[str, Any]:
+def _request(step: Step, config: TrainingSettings) -> dict[str, Any]:
     profile, store = step.study.profile, step.study.store
     corpus, key = step.cell.parts
     model, recipe = key.split(".", 1)
     spec = RecipeSpec.parse(recipe)
-    training = profile.recipe_training(recipe).model_dump(mode="json", exclude={"general_text"})
+    settings = config.over(profile.recipe_training(recipe))
+    training = settings.model_dump(mode="json", exclude={"general_text"})
     request: dict[str, Any] = {
         "checkpoint_id": step.fingerprint,
         "corpus": corpus,

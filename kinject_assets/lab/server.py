@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.applications import Starlette
@@ -36,6 +36,8 @@ WIKI_PATH = "/w/api.php"
 
 FaultKind = Literal["429", "500", "timeout", "cut", "malformed", "wrong_schema", "maxlag"]
 
+FAULT_KINDS: tuple[FaultKind, ...] = get_args(FaultKind)
+
 _ONLY_AT: dict[str, str] = {
     "malformed": CHAT_PATH,
     "wrong_schema": CHAT_PATH,
@@ -54,22 +56,24 @@ class Faults(BaseModel):
         seed: The same seed gives the n-th request the same fault.
         retry_after: Seconds in the header `Retry-After`.
         delay: Seconds after which a `timeout` ends even if the client waits on.
+        latency: Seconds that every answer takes, as of a service that is far away.
     """
 
     model_config = ConfigDict(extra="forbid")
 
     rate: float = Field(default=0.0, ge=0, le=1)
-    kinds: list[FaultKind] = ["429", "500", "timeout", "cut", "malformed", "wrong_schema", "maxlag"]
+    kinds: list[FaultKind] = list(FAULT_KINDS)
     seed: int = 1
     retry_after: float = Field(default=0.01, ge=0)
     delay: float = Field(default=30.0, ge=0, le=600)
+    latency: float = Field(default=0.0, ge=0, le=60)
 
 
 class _State:
     """Counters and faults of one server."""
 
-    def __init__(self) -> None:
-        self.faults = Faults()
+    def __init__(self, faults: Faults) -> None:
+        self.faults = faults
         self.seen = 0
         self.requests: Counter[str] = Counter()
         self.produced: Counter[str] = Counter()
@@ -99,6 +103,8 @@ class _FaultMiddleware:
             return
         path = scope["path"]
         self.state.requests["chat" if path == CHAT_PATH else "wiki"] += 1
+        if self.state.faults.latency:
+            await asyncio.sleep(self.state.faults.latency)
         kind = self.state.draw(path)
         if kind == "timeout":
             await self._hang(scope, receive, send)
@@ -157,17 +163,20 @@ class _Cut:
         await self.send(message)
 
 
-def build_app(settings: config.Lab, now: datetime | None = None) -> Starlette:
+def build_app(
+    settings: config.Lab, now: datetime | None = None, faults: Faults | None = None
+) -> Starlette:
     """Builds the lab's server.
 
     Args:
         settings: The world.
         now: The world's time; `None` for the end of its months.
+        faults: What it starts with; it can be changed at `/lab/faults`.
     """
     from kinject_assets.lab.wiki import wiki_routes
     from kinject_assets.lab.world import World
 
-    state = _State()
+    state = _State(faults or Faults())
     return Starlette(
         routes=[
             *wiki_routes(World(settings, now)),
@@ -432,7 +441,12 @@ def running(settings: config.Lab, port: int = 0, now: datetime | None = None) ->
         yield address
 
 
-def main(settings: config.Lab, port: int, now: datetime | None = None) -> None:
+def main(
+    settings: config.Lab,
+    port: int,
+    now: datetime | None = None,
+    faults: Faults | None = None,
+) -> None:
     """Serves the lab in the foreground until it is interrupted.
 
     Raises:
@@ -440,7 +454,7 @@ def main(settings: config.Lab, port: int, now: datetime | None = None) -> None:
     """
     import uvicorn
 
-    app = build_app(settings, now)
+    app = build_app(settings, now, faults)
     listener = _listen(port)
     address = f"http://{HOST}:{listener.getsockname()[1]}"
     print(f"wiki: {address}{WIKI_PATH}\nchat: {address}/v1  (Ctrl-C ends)", file=sys.stderr)

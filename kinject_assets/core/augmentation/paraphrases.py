@@ -169,8 +169,6 @@ def gate(text: str, source: str, siblings: set[str], near_duplicate: float) -> s
         siblings: Paraphrases of the chunk with lower ordinals, `normalised`.
         near_duplicate: Share of common words in common order from which it counts as a copy.
     """
-    from rapidfuzz.distance import Indel
-
     plain = normalised(text)
     if not plain:
         return "empty"
@@ -178,13 +176,25 @@ def gate(text: str, source: str, siblings: set[str], near_duplicate: float) -> s
         return "copy of the chunk"
     if plain in siblings:
         return "copy of another paraphrase"
-    likeness = Indel.normalized_similarity(plain.split(), normalised(source).split())
-    if likeness >= near_duplicate:
+    if _likeness(text, source) >= near_duplicate:
         return "near-copy of the chunk"
     lost = dropped_facts(source, text)
     if lost:
         return f"drops {', '.join(lost)}"
     return None
+
+
+def _likeness(text: str, source: str) -> float:
+    """Share of common words in common order, 1 for a copy."""
+    from rapidfuzz.distance import Indel
+
+    return Indel.normalized_similarity(normalised(text).split(), normalised(source).split())
+
+
+def likeness(paraphrases: Sequence[Paraphrase], chunks: Sequence[Chunk]) -> list[float]:
+    """How close each paraphrase is to its chunk: the share of common words in common order."""
+    text_of = {chunk.chunk_id: chunk.text for chunk in chunks}
+    return [_likeness(row.text, text_of[row.chunk_id]) for row in paraphrases]
 
 
 def normalised(text: str) -> str:

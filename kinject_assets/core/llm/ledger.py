@@ -211,6 +211,19 @@ class Ledger:
                 found[unique] = _generation(unique, request, prices)
         return list(found.values())
 
+    def bill(
+        self, since: datetime, prices: Mapping[str, tuple[float, float]] | None = None
+    ) -> dict[str, float]:
+        """Requests sent since a moment, with their tokens and USD; unknown prices count nothing."""
+        rows = [row for row in self.generations(prices) if row.created_at >= since]
+        return {
+            "requests": len(rows),
+            "answers": sum(row.state == "received" for row in rows),
+            "input_tokens": sum(row.input_tokens for row in rows),
+            "output_tokens": sum(row.output_tokens for row in rows),
+            "cost_usd": round(sum(row.cost_usd or 0.0 for row in rows), 6),
+        }
+
     def lost(self) -> int:
         """Requests that were in flight when their process died: possibly paid, answer lost."""
         with self._lock:

@@ -220,6 +220,71 @@ def loss_curves(
     return _bytes(figure, fmt, dpi)
 
 
+def histogram(
+    values: Sequence[float],
+    *,
+    x_label: str,
+    y_label: str,
+    title: str,
+    limit: float | None = None,
+    fmt: ImageFormat = "png",
+    dpi: int = 80,
+) -> bytes:
+    """How values are spread.
+
+    Args:
+        values: May be empty.
+        x_label: What a value is.
+        y_label: What is counted.
+        title: Title.
+        limit: Drawn as a line, e.g. a budget.
+        fmt: `png` or `svg`.
+        dpi: Dots per inch of a PNG.
+    """
+    figure, axes = _canvas(height=2.8)
+    axes.hist(values, bins=min(30, max(5, len(set(values)))), color=COLOURS[0])
+    if limit is not None:
+        axes.axvline(limit, color=COLOURS[1], linestyle="--", label=f"limit ({limit:g})")
+    axes.set(xlabel=x_label, ylabel=y_label, title=title)
+    _legend(axes)
+    return _bytes(figure, fmt, dpi)
+
+
+def bars(
+    groups: Mapping[str, Mapping[str, float]],
+    *,
+    y_label: str,
+    title: str,
+    fmt: ImageFormat = "png",
+    dpi: int = 80,
+) -> bytes:
+    """Plain bars beside one another, e.g. how often each letter is right and how often chosen.
+
+    Args:
+        groups: Series -> name of the bar -> its height; a bar may be missing in a series.
+        y_label: What a height is.
+        title: Title.
+        fmt: `png` or `svg`.
+        dpi: Dots per inch of a PNG.
+    """
+    figure, axes = _canvas(height=2.8)
+    names = list(dict.fromkeys(name for series in groups.values() for name in series))
+    width = 0.8 / max(1, len(groups))
+    for index, (label, series) in enumerate(groups.items()):
+        axes.bar(
+            [i + (index - (len(groups) - 1) / 2) * width for i in range(len(names))],
+            [series.get(name, 0.0) for name in names],
+            width,
+            label=label,
+            color=COLOURS[index % len(COLOURS)],
+        )
+    axes.set(ylabel=y_label, title=title)
+    axes.set_xticks(range(len(names)), names)
+    if len(groups) > 1:
+        _legend(axes)
+    return _bytes(figure, fmt, dpi)
+
+
 def table_bars(
     rows: Mapping[str, Mapping[str, Point]],
     *,

@@ -118,3 +118,18 @@ def _mean(values: list[float]) -> float:
     if not values:
         raise ValueError("no retrieved rows to average")
     return sum(values) / len(values)
+
+
+def nearest_likeness(vectors: "np.ndarray", sample: int = 1000) -> list[float]:
+    """Inner product of each vector with its nearest other one, for the first `sample` vectors.
+
+    Near 1 a corpus holds copies, which crowd out other chunks from what is retrieved.
+    """
+    import numpy as np
+
+    some = vectors[:sample]
+    if len(vectors) < 2:
+        return []
+    products = some @ vectors.T
+    products[np.arange(len(some)), np.arange(len(some))] = -np.inf
+    return products.max(axis=1).tolist()
