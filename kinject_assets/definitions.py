@@ -28,7 +28,8 @@ STAGES = (corpus, exams, augmentation, retrieval, training, scores, damage, resu
 
 defs = dg.Definitions(
     assets=dg.with_source_code_references(dg.load_assets_from_modules(STAGES)),
-    resources={"study": Study()},
+    # Nothing passes from step to step but by the lake; Dagster's default would offer pickles.
+    resources={"study": Study(), "io_manager": dg.mem_io_manager},
     jobs=jobs.JOBS,
     sensors=[automation.corpus_keys],
     executor=dg.in_process_executor,

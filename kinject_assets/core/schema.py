@@ -5,6 +5,8 @@ columns: `arrow_schema` derives them from the annotations.
 """
 
 import dataclasses
+import inspect
+import re
 import types
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -337,6 +339,24 @@ def _arrow_type(annotation: Any) -> "tuple[pa.DataType, bool]":
     if get_origin(annotation) is list:
         return pa.list_(_arrow_type(get_args(annotation)[0])[0]), False
     return plain[annotation], False
+
+
+@cache
+def described(row_type: type) -> dict[str, str]:
+    """What the docstring of a row class says of its columns; columns that it leaves out are not in.
+
+    Read from the section `Attributes:`, so that code and user interface never tell two stories.
+    """
+    _, _, section = (inspect.getdoc(row_type) or "").partition("Attributes:\n")
+    found: dict[str, str] = {}
+    name = ""
+    for line in section.splitlines():
+        if match := re.match(r" {4}(\w+): (.*)", line):
+            name = match[1]
+            found[name] = match[2]
+        elif name and line.strip():
+            found[name] += f" {line.strip()}"
+    return found
 
 
 @cache

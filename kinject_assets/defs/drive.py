@@ -116,9 +116,13 @@ def _partitions(cells: Sequence[Cell]) -> Iterator[tuple[tuple[str, ...], list[C
 
 def _blocked(plan: Plan, cell: Cell, pending: Sequence[Cell], outcome: Outcome) -> bool:
     """Whether an input is broken, or missing and not going to be made by this run either."""
-    if not cell.parts:
-        return False
     _, missing = plan.input_versions(cell)
+    if not cell.parts:
+        # Results are of what is there; but those that are there lose nothing that they hold.
+        known = plan.store.manifest(cell)
+        held = known.inputs if known and cell.asset == "results" else {}
+        gone = [*missing, *(c for c in outcome.failed if plan.state(c) == "broken")]
+        return any(str(upstream) in held for upstream in gone)
     return any(upstream in outcome.failed for upstream, _ in plan.inputs(cell)) or any(
         upstream not in pending or _blocked(plan, upstream, pending, outcome)
         for upstream in missing

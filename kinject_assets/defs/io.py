@@ -23,7 +23,7 @@ from kinject_assets.core.plan import CODE_VERSIONS
 from kinject_assets.core.process import this_process
 from kinject_assets.core.progress import PROGRESS, Progress
 from kinject_assets.core.report.plots import markdown_image
-from kinject_assets.core.schema import arrow_schema
+from kinject_assets.core.schema import arrow_schema, described
 from kinject_assets.core.store import Cell, library_versions, write_rows
 from kinject_assets.defs.partitions import cell_parts
 from kinject_assets.defs.resources import Study
@@ -244,8 +244,12 @@ def making(context: dg.AssetExecutionContext, study: Study) -> Iterator[Step]:
 
 def column_schema(row_type: type) -> dg.TableSchema:
     """Columns of a row class as Dagster shows them."""
+    said = described(row_type)
     return dg.TableSchema(
-        columns=[dg.TableColumn(field.name, str(field.type)) for field in arrow_schema(row_type)]
+        columns=[
+            dg.TableColumn(field.name, str(field.type), description=said.get(field.name))
+            for field in arrow_schema(row_type)
+        ]
     )
 
 

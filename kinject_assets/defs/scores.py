@@ -41,7 +41,11 @@ METHOD_OF = {asset: method for method, asset in METHODS.items()}
 def answers_base(
     context: dg.AssetExecutionContext, config: ScoringSettings, study: Study
 ) -> dg.MaterializeResult:
-    """What the model knows by itself: log-likelihoods of every option of every question."""
+    """What the base model knows by itself: log-likelihoods of every option of every question.
+
+    The floor that everything else is held against. On facts that are newer than the model it should
+    be near chance; where it is not, the facts are not new to it, or the questions can be guessed.
+    """
     with making(context, study) as step:
         return _answers(step, config)
 
@@ -59,7 +63,10 @@ def answers_base(
 def answers_rag(
     context: dg.AssetExecutionContext, config: ScoringSettings, study: Study
 ) -> dg.MaterializeResult:
-    """The model with the K nearest chunks in front of each question, for every K of the profile."""
+    """The base model with the K nearest chunks in front of each question, for every K asked for.
+
+    What it lacks to 1 is either not retrieved (see `retrieved`) or retrieved and not read.
+    """
     with making(context, study) as step:
         return _answers(step, config)
 
@@ -77,7 +84,11 @@ def answers_rag(
 def answers_ft(
     context: dg.AssetExecutionContext, config: ScoringSettings, study: Study
 ) -> dg.MaterializeResult:
-    """What the fine-tuned model knows by itself."""
+    """What the fine-tuned model knows by itself, with nothing in front of the question.
+
+    Compared with `answers_base`: what training brought. Compared with the control of its recipe:
+    what the paraphrases brought beyond repetition.
+    """
     with making(context, study) as step:
         return _answers(step, config)
 
@@ -95,7 +106,10 @@ def answers_ft(
 def answers_ft_rag(
     context: dg.AssetExecutionContext, config: ScoringSettings, study: Study
 ) -> dg.MaterializeResult:
-    """The fine-tuned model with the K nearest chunks in front of each question."""
+    """The fine-tuned model with the K nearest chunks in front of each question.
+
+    Compared with `answers_rag`: whether training helps or harms a model that retrieves.
+    """
     with making(context, study) as step:
         return _answers(step, config)
 

@@ -181,10 +181,9 @@ class Study:
                 continue
         return found
 
-    def requests(self) -> list[tuple[str, list[dict[str, Any]]]]:
-        """Rows of the ledger by file, one file a process."""
-        folder = self.root / "lake" / "llm_ledger"
-        return [(p.name, list(journal.read(p, ""))) for p in sorted(folder.glob("*.jsonl"))]
+    def requests(self) -> "LedgerRows":
+        """Rows of the ledger."""
+        return ledger_rows(self.root / "lake" / "llm_ledger")
 
     def in_flight(self) -> Counter[str]:
         """Requests without an end, by file."""
@@ -194,19 +193,29 @@ class Study:
             found[name] = sum(row["row"] == "intent" and row["id"] not in ended for row in rows)
         return found
 
-    def asked_again(self) -> int:
-        """Intents for a request whose answer had been received."""
-        rows = sorted((row for _, rows in self.requests() for row in rows), key=lambda r: r["time"])
-        keys: dict[str, str] = {}
-        received: set[str] = set()
-        again = 0
-        for row in rows:
-            if row["row"] == "intent":
-                keys[row["id"]] = row["key"]
-                again += row["key"] in received
-            elif row["row"] == "received":
-                received.add(keys[row["id"]])
-        return again
+
+LedgerRows = list[tuple[str, list[dict[str, Any]]]]
+"""Rows of a ledger by file, one file a process."""
+
+
+def ledger_rows(folder: Path) -> LedgerRows:
+    """Reads a ledger."""
+    return [(p.name, list(journal.read(p, ""))) for p in sorted(folder.glob("*.jsonl"))]
+
+
+def asked_again(ledger: LedgerRows) -> int:
+    """Requests that were sent although their answer had been received."""
+    rows = sorted((row for _, rows in ledger for row in rows), key=lambda row: row["time"])
+    keys: dict[str, str] = {}
+    received: set[str] = set()
+    again = 0
+    for row in rows:
+        if row["row"] == "intent":
+            keys[row["id"]] = row["key"]
+            again += row["key"] in received
+        elif row["row"] == "received":
+            received.add(keys[row["id"]])
+    return again
 
 
 def kill_in(study: Study, stage: str, rng: random.Random, seconds: float) -> Kill | None:
@@ -322,7 +331,7 @@ def crash_matrix(folder: Path, kills: int = 6, seed: int = 1, say: Any = print) 
             killed.run("--select", ",".join(assets))
         say(killed.run())
         matrix.differences, matrix.largest_loglik_difference = compare(undisturbed, killed)
-        matrix.asked_again = killed.asked_again()
+        matrix.asked_again = asked_again(killed.requests())
         matrix.unfinished_runs, matrix.held_slots = dagster_left(killed)
         matrix.audit = killed.call("audit", "--all").returncode
     return matrix

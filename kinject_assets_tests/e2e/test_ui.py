@@ -1,4 +1,4 @@
-"""The Dagster UI in a real browser, on a finished study.
+"""The Dagster UI in a real browser, on a finished study's copy.
 
 `KINJECT_SCREENSHOTS=docs/images` keeps the pictures that the README shows.
 """
@@ -39,8 +39,10 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="module")
-def ui(study: tuple[Path, Path, str]) -> Iterator[str]:
-    profile, home, _ = study
+def ui(study: tuple[Path, Path, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    profile, finished, _ = study
+    home = tmp_path_factory.mktemp("ui") / "home"
+    shutil.copytree(finished, home)
     port = free_port()
     process = subprocess.Popen(
         command("ui", "--profile", str(profile), "--port", str(port)),
@@ -87,22 +89,87 @@ def keep(page: Page, name: str) -> None:
         page.screenshot(path=Path(folder) / f"{name}.png")
 
 
+def pick(page: Page, key: str) -> None:
+    """Chooses a partition key in the next empty field of the launch dialog."""
+    page.get_by_role("dialog").get_by_text("Select a partition or create one").first.click()
+    page.get_by_text(key, exact=True).locator("visible=true").last.click()
+    page.keyboard.press("Escape")
+
+
+def materialise(page: Page, ui: str, asset: str, *keys: str) -> None:
+    """Launches one partition by clicking, and goes to the run's page."""
+    page.goto(f"{ui}/assets/{asset}?view=partitions")
+    page.get_by_role("button", name="Materialize").first.click(timeout=60_000)
+    for key in keys:
+        pick(page, key)
+    keep(page, f"dagster-launch-{asset}")
+    page.get_by_role("button", name="Launch 1 run").click()
+    page.get_by_role("link", name="View").or_(page.get_by_text("View", exact=True)).last.click()
+    page.wait_for_url("**/runs/*", timeout=60_000)
+
+
 def test_the_graph_shows_every_group(ui: str, page: Page) -> None:
     page.goto(f"{ui}/asset-groups")
-    for group in ("a_corpus", "b_exams", "d_retrieval", "e_training", "g_results"):
+    groups = ["a_corpus", "b_exams", "c_augmentation", "d_retrieval", "e_training", "f_answers"]
+    for group in [*groups, "g_results"]:
         page.get_by_text(group).first.wait_for(timeout=60_000)
+    assert page.get_by_role("dialog").count() == 0, "a dialog covers the first visit"
+    page.goto(f"{ui}/assets/report?view=lineage&lineageScope=upstream&lineageDepth=9")
+    for asset in ("articles", "questions", "retrieved", "checkpoint", "answers_ft_rag", "results"):
+        page.get_by_text(asset, exact=True).first.wait_for(timeout=60_000)
     page.wait_for_timeout(2_000)
     keep(page, "dagster-lineage")
-    assert page.get_by_role("dialog").count() == 0, "a dialog covers the first visit"
 
 
 def test_partitions_are_there_and_metadata_has_a_plot(ui: str, page: Page) -> None:
-    page.goto(f"{ui}/assets/checkpoint?view=partitions")
-    page.get_by_text("lab-llama.full.p01").first.wait_for(timeout=60_000)
-    page.goto(f"{ui}/assets/checkpoint?view=overview")
+    page.goto(f"{ui}/assets/checkpoint?view=partitions&partition=events%7Clab-llama.full.p01")
     page.get_by_text("validation_loss").first.wait_for(timeout=60_000)
-    page.wait_for_timeout(1_000)
     keep(page, "dagster-checkpoint")
+    page.get_by_role("row", name="loss [Show Markdown]", exact=True).get_by_text(
+        "[Show Markdown]"
+    ).click()
+    plot = page.get_by_role("dialog").locator("img[src^='data:image/png']")
+    plot.wait_for(timeout=30_000)
+    assert plot.evaluate("image => image.naturalWidth") > 300
+    keep(page, "dagster-plot")
+
+
+def test_a_partition_is_materialised_by_clicking(ui: str, page: Page) -> None:
+    materialise(page, ui, "answers_base", "events", "lab-llama")
+    page.get_by_text("RUN_SUCCESS").first.wait_for(timeout=240_000)
+    page.wait_for_timeout(1_000)
+    keep(page, "dagster-run")
+    page.goto(f"{ui}/assets/answers_base?view=partitions&partition=events%7Clab-llama")
+    page.get_by_text("accuracy_0shot_k0").first.wait_for(timeout=60_000)
+    page.get_by_role("row", name="letters [Show Markdown]").get_by_text("[Show Markdown]").click()
+    page.get_by_role("dialog").locator("img[src^='data:image/png']").wait_for(timeout=30_000)
+
+
+def test_a_cell_that_was_not_asked_for_refuses_with_the_line_that_would(
+    ui: str, page: Page
+) -> None:
+    materialise(page, ui, "checkpoint", "comets", "lab-llama.full.p01")
+    page.get_by_text("RUN_FAILURE").first.wait_for(timeout=240_000)
+    said = page.get_by_text("does not ask for checkpoint/comets/lab-llama.full.p01").first
+    said.wait_for(timeout=60_000)
+    said.scroll_into_view_if_needed()
+    page.get_by_text("recipes: [full.p01]").first.wait_for(timeout=60_000)
+    keep(page, "dagster-refused")
+
+
+def test_the_launchpad_documents_its_fields(ui: str, page: Page) -> None:
+    page.goto(f"{ui}/locations/kinject/jobs")
+    for job in ("full_study", "score_new_questions", "rebuild_results"):
+        page.get_by_text(job, exact=True).first.wait_for(timeout=60_000)
+    page.goto(f"{ui}/locations/kinject/jobs/full_study/playground")
+    page.get_by_text("make_study").last.wait_for(timeout=60_000)
+    page.get_by_role("button", name="make_study").or_(page.get_by_text("make_study")).last.click()
+    page.wait_for_timeout(500)
+    keep(page, "dagster-launchpad")
+    page.get_by_role("button", name="Launch Run").click()
+    page.wait_for_url("**/runs/*", timeout=60_000)
+    page.get_by_text("RUN_SUCCESS").first.wait_for(timeout=240_000)
+    page.get_by_text("were complete, 0 failed").first.wait_for(timeout=60_000)
 
 
 def test_runs_of_the_command_line_are_shown(ui: str, page: Page) -> None:

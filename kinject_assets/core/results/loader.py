@@ -338,6 +338,21 @@ def _fill(
     return counts
 
 
+def _verify(database: Path, counts: Mapping[str, int]) -> None:
+    """Reads a new database back before it takes the old one's place.
+
+    Raises:
+        OSError: If a table is not there or holds fewer rows than were written.
+    """
+    import duckdb
+
+    with closing(duckdb.connect(str(database), read_only=True)) as connection:
+        for name, n in counts.items():
+            found = connection.execute(f'SELECT count(*) FROM "{name}"').fetchall()[0][0]
+            if found != n:
+                raise OSError(f"{database}: {name} has {found} rows of {n}; the disk lost some")
+
+
 def build_database(
     store: Store,
     profile: Profile,
@@ -372,6 +387,9 @@ def build_database(
     try:
         with closing(duckdb.connect(str(partial))) as connection:
             counts = _fill(connection, content, report)
+            # Closing would write as well, and keep a full disk to itself.
+            connection.execute("CHECKPOINT")
+        _verify(partial, counts)
         partial.replace(store.root / DATABASE)
     finally:
         for leftover in (partial, partial.with_name(f"{partial.name}.wal")):
