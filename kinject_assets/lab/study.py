@@ -123,6 +123,7 @@ def collect(worlds: Sequence[int], folder: Path, page: Path) -> Study:
     head, rest = text.split(BEGIN, 1)
     tail = rest.split(END, 1)[1]
     write_atomically(page, f"{head}{BEGIN}\n\n{results_text(study, pictures)}\n{END}{tail}")
+    write_atomically(beside / "tables.md", tables_text(study))
     return study
 
 
@@ -294,24 +295,89 @@ def _rates_table(study: Study) -> str:
     )
 
 
+def _summary_table(study: Study, setting: str) -> str:
+    """Accuracy by recipe beside the control, with the main comparison, of one setting."""
+    by_system = _rows(study)
+    main = {
+        (row.model, row.a): row
+        for row in compare(study)
+        if row.family == f"par_vs_control.{setting}"
+    }
+    lines: list[list[str]] = []
+    for model in sorted({model for model, _, _ in by_system}):
+        for n in NUMBERS:
+            recipe, control = (_recipe(kind, n, setting) for kind in "pr")
+            mine = by_system[model, "ft", recipe]["all"]
+            both = by_system[model, "ft_rag", recipe]["all"]
+            row = main.get((model, f"ft {recipe}"))
+            lines.append(
+                [
+                    model,
+                    str(n),
+                    f"{mine['accuracy']:.3f} [{mine['ci_low']:.3f}, {mine['ci_high']:.3f}]",
+                    f"{by_system[model, 'ft', control]['all']['accuracy']:.3f}" if row else "",
+                    f"{row.difference:+.3f} [{row.ci_low:+.3f}, {row.ci_high:+.3f}]" if row else "",
+                    f"{row.worlds_mean:+.3f} [{row.worlds_low:+.3f}, {row.worlds_high:+.3f}]"
+                    if row
+                    else "",
+                    row.verdict if row else "",
+                    f"{both['accuracy']:.3f}",
+                ]
+            )
+    header = ["model", "n", "FT-par", "control", "difference [95 %]", "over worlds [95 %]", ""]
+    return table([*header, "FT-par + RAG"], lines)
+
+
+def _levels_table(study: Study) -> str:
+    by_system = _rows(study)
+    lines: list[list[str]] = []
+    for (model, method, recipe), worlds in by_system.items():
+        if not recipe:
+            total = worlds["all"]
+            lines.append(
+                [
+                    model,
+                    method,
+                    f"{total['accuracy']:.3f} [{total['ci_low']:.3f}, {total['ci_high']:.3f}]",
+                    " ".join(f"{worlds[w]['accuracy']:.3f}" for w in study.worlds),
+                ]
+            )
+    return table(["model", "method", "accuracy [95 %]", "by world"], lines)
+
+
 def results_text(study: Study, pictures: Sequence[tuple[str, str]]) -> str:
-    """All tables and pictures, as Markdown."""
+    """Pictures and the main tables, as Markdown."""
+    return "\n".join(
+        [
+            f"{len(study.worlds)} worlds ({', '.join(map(str, study.worlds))}), "
+            f"{len(study.checkpoints)} checkpoints. Every comparison, world and probe is in "
+            "[`lab/tables.md`](lab/tables.md), the raw figures in [`lab/`](lab/).\n",
+            "### Without fine-tuning, K cross-fitted\n",
+            _levels_table(study),
+            "### Own best learning rate\n",
+            _summary_table(study, BEST),
+            "### Common learning rate\n",
+            _summary_table(study, COMMON),
+            "### Pictures\n",
+            *(f"![{title}](lab/{name})\n" for name, title in pictures),
+        ]
+    )
+
+
+def tables_text(study: Study) -> str:
+    """All tables, as a page of their own."""
     parts = [
-        f"{len(study.worlds)} worlds ({', '.join(map(str, study.worlds))}), "
-        f"{len(study.checkpoints)} checkpoints. Made by `kinject lab study`; the raw figures are "
-        "in [`docs/lab/`](lab/).\n",
-        *(f"![{title}](lab/{name})\n" for name, title in pictures),
-        "### Accuracy on the new facts, K cross-fitted\n",
+        "# The lab's study: all tables\n",
+        "Made by `kinject lab study`; [`../lab.md`](../lab.md) says what is asked, and how it is "
+        "analysed. Synthetic text, tiny models.\n",
+        "## Accuracy on the new facts, K cross-fitted\n",
         _accuracy_table(study),
-        "### Declared comparisons\n",
+        "## Declared comparisons\n",
     ]
     families: dict[str, list[Pooled]] = defaultdict(list)
     for row in (*compare(study), *compare_damage(study)):
         families[row.family].append(row)
     for name, rows in families.items():
-        parts += [f"#### {name}\n", _comparison_table(rows)]
-    parts += [
-        "### Learning rates that validation chose (worlds)\n",
-        _rates_table(study),
-    ]
+        parts += [f"### {name}\n", _comparison_table(rows)]
+    parts += ["## Learning rates that validation chose (number of worlds)\n", _rates_table(study)]
     return "\n".join(parts)
