@@ -32,7 +32,10 @@ ASSETS = [
     "validation_paraphrases",
 ]
 
-HEAVY = ("torch", "transformers", "lm_eval", "faiss", "sentence_transformers", "datasets")
+HEAVY = (
+    "torch", "transformers", "lm_eval", "faiss", "sentence_transformers", "datasets",
+    "pyarrow", "numpy", "pandas", "matplotlib", "scipy", "duckdb", "openai",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")

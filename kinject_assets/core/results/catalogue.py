@@ -58,9 +58,6 @@ def _columns(text: str) -> dict[str, str]:
     return {pair[0]: pair[1] for pair in pairs}
 
 
-CONDITION = columns_of(Condition)
-
-
 def tables() -> dict[str, Table]:
     """Every table by name, in the order of the flow of data."""
     from kinject_assets.core import schema
@@ -158,7 +155,7 @@ def tables() -> dict[str, Table]:
             "No checkpoint has been trained, or neither training.general_text nor damage is set.",
         ),
         "conditions": Table(
-            CONDITION,
+            columns_of(Condition),
             ("condition_id",),
             "One way to answer an exam.",
             "No exam has been answered.",
@@ -180,7 +177,7 @@ def tables() -> dict[str, Table]:
             {
                 "k_rule": "VARCHAR",
                 "stratum": "VARCHAR",
-                **CONDITION,
+                **columns_of(Condition),
                 "n": "BIGINT",
                 "correct": "BIGINT",
                 "accuracy": "DOUBLE",

@@ -1,0 +1,124 @@
+"""What a crash leaves in Dagster's instance, and how opening it puts that right."""
+
+import os
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import dagster as dg
+import pytest
+from dagster import DagsterInstance, DagsterRunStatus
+from dagster._core.test_utils import create_run_for_test
+
+from kinject_assets.config import load_profile
+from kinject_assets.core.store import Cell, Store
+from kinject_assets.defs.instance import (
+    PARENT_RUN,
+    PID_TAG,
+    logged_versions,
+    open_instance,
+    process_tags,
+    recover,
+)
+
+DEAD = "999999"
+
+
+@pytest.fixture
+def instance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[DagsterInstance]:
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "dagster"))
+    opened = open_instance(load_profile("lab"))
+    yield opened
+    opened.dispose()
+
+
+def started(instance: DagsterInstance, **tags: str) -> str:
+    run = create_run_for_test(instance, status=DagsterRunStatus.STARTED, tags=tags)
+    return run.run_id
+
+
+def claim(instance: DagsterInstance, pool: str, run_id: str) -> None:
+    storage = instance.event_log_storage
+    storage.initialize_concurrency_limit_to_default(pool)
+    claimed = storage.claim_concurrency_slot(pool, run_id, "step")
+    assert claimed.slot_status.value == "CLAIMED"
+
+
+def held(instance: DagsterInstance, pool: str) -> int:
+    return len(instance.event_log_storage.get_concurrency_info(pool).claimed_slots)
+
+
+def test_a_fresh_instance_knows_the_profiles_corpora(instance: DagsterInstance) -> None:
+    keys = instance.get_dynamic_partitions("corpus")
+    assert sorted(keys) == sorted(load_profile("lab").corpora)
+
+
+def test_a_dead_run_fails_and_its_slot_is_free(instance: DagsterInstance, tmp_path: Path) -> None:
+    run_id = started(instance, **{**process_tags(), PID_TAG: DEAD})
+    claim(instance, "gpu", run_id)
+    found = recover(instance, Store(tmp_path), ui_alive=False)
+    assert (found.runs, found.slots) == ((run_id,), 1)
+    run = instance.get_run_by_id(run_id)
+    assert run is not None
+    assert run.status == DagsterRunStatus.FAILURE
+    assert held(instance, "gpu") == 0
+    claim(instance, "gpu", "the next run")
+
+
+def test_runs_of_living_processes_keep_their_slots(
+    instance: DagsterInstance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = started(instance, **process_tags())
+    of_the_ui = started(instance)
+    claim(instance, "gpu", mine)
+    found = recover(instance, Store(tmp_path), ui_alive=True)
+    assert (found.runs, found.slots, held(instance, "gpu")) == ((), 0, 1)
+
+    monkeypatch.setenv(PARENT_RUN, of_the_ui)
+    assert recover(instance, Store(tmp_path), ui_alive=False).runs == ()
+    monkeypatch.delenv(PARENT_RUN)
+    assert recover(instance, Store(tmp_path), ui_alive=False).runs == (of_the_ui,)
+
+
+def test_a_slot_of_a_run_that_nobody_knows_is_freed(
+    instance: DagsterInstance, tmp_path: Path
+) -> None:
+    claim(instance, "wiki", str(uuid.uuid4()))
+    assert recover(instance, Store(tmp_path), ui_alive=False).slots == 1
+    assert held(instance, "wiki") == 0
+
+
+def test_what_was_published_without_its_event_is_reported_once(
+    instance: DagsterInstance, tmp_path: Path
+) -> None:
+    store, cell = Store(tmp_path), Cell("articles", ("rivers",))
+    with store.draft(cell) as draft:
+        (draft / "articles.json").write_text("[]")
+        store.publish(
+            cell,
+            draft,
+            partition="rivers",
+            logical_version="v1",
+            fingerprint="f",
+            code_version="1",
+            inputs={},
+            config={},
+            started_at=datetime.now(UTC),
+        )
+    assert recover(instance, store, ui_alive=False).events == ("articles/rivers",)
+    assert logged_versions(instance, store) == {"articles/rivers": "v1"}
+    assert instance.get_materialized_partitions(dg.AssetKey("articles")) == {"rivers"}
+    assert recover(instance, store, ui_alive=False).events == ()
+
+
+def test_a_torn_draft_is_swept_and_said(instance: DagsterInstance, tmp_path: Path) -> None:
+    code = (
+        "import os, sys; from pathlib import Path; from kinject_assets.core.store import *\n"
+        "with Store(Path(sys.argv[1])).draft(Cell('chunks', ('rivers',))): os._exit(9)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], timeout=60, check=False)
+    assert recover(instance, Store(tmp_path), ui_alive=False).drafts == ("chunks/rivers",)
+    assert os.listdir(tmp_path / "lake" / "chunks" / "rivers") == []
