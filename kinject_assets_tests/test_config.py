@@ -72,6 +72,28 @@ def test_a_minimal_profile_loads(tmp_path: Path) -> None:
         ),
         ({"llm": {"base_url": "lab"}}, "llm.base_url: `lab` needs the part `lab:`"),
         ({"clock": {"mode": "fixed"}}, "mode `fixed` needs `now`"),
+        ({"recipes": {"full.p01.2nd": None}}, "is not METHOD.pNN"),
+        (
+            {"recipes": {"full.p01": None, "full.r01.common": None}},
+            "control of `full.p01.common`, which is not under `recipes`",
+        ),
+        ({"damage": {"facts": ["dosc"]}}, "damage.facts: `dosc` is not defined; did you mean"),
+        ({"damage": {"facts": ["docs"], "shots": 3}}, "damage.shots: 3 is not among"),
+        (
+            {
+                "recipes": {"full.p00": None},
+                "damage": {"reading": ["docs"]},
+                "grid": [
+                    {
+                        "corpora": ["docs"],
+                        "models": ["small"],
+                        "methods": ["ft"],
+                        "recipes": ["full.p00"],
+                    }
+                ],
+            },
+            "damage.reading: `docs` is compared with its `rag` answers of small, which the grid",
+        ),
         ({"exams": {"per_chunk": 2, "keep": 3}}, "keep (3) is more than per_chunk (2)"),
     ],
 )
@@ -98,14 +120,18 @@ def test_yaml_that_is_none(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "n", "control_of", "seed"),
+    ("name", "n", "control_of", "variant", "seed"),
     [
-        ("full.p00", 0, None, 0),
-        ("lora.p10", 10, None, 0),
-        ("full.r10", 10, "full.p10", 0),
-        ("full.r04.s2", 4, "full.p04.s2", 2),
+        ("full.p00", 0, None, "", 0),
+        ("lora.p10", 10, None, "", 0),
+        ("full.r10", 10, "full.p10", "", 0),
+        ("full.r04.s2", 4, "full.p04.s2", "", 2),
+        ("full.p04.common", 4, None, "common", 0),
+        ("full.r04.common.s2", 4, "full.p04.common.s2", "common", 2),
+        ("full.p04.slow-2", 4, None, "slow-2", 0),
     ],
 )
-def test_recipe_names(name: str, n: int, control_of: str | None, seed: int) -> None:
+def test_recipe_names(name: str, n: int, control_of: str | None, variant: str, seed: int) -> None:
     spec = RecipeSpec.parse(name)
-    assert (spec.n_paraphrases, spec.control_of, spec.seed) == (n, control_of, seed)
+    assert (spec.n_paraphrases, spec.control_of) == (n, control_of)
+    assert (spec.variant, spec.seed) == (variant, seed)

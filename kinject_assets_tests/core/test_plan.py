@@ -127,3 +127,44 @@ def test_results_without_their_database_are_missing(tmp_path: Path) -> None:
     assert grid.state(Cell("results")) == "missing"
     (tmp_path / "results.duckdb").touch()
     assert grid.state(Cell("results")) == "complete"
+
+
+DAMAGED = {
+    "damage": {"facts": ["more"], "reading": ["more", "docs"]},
+    "grid": [
+        {"corpora": ["docs"], "models": ["small"], "recipes": ["full.p00"]},
+        {"corpora": ["more"], "models": ["small"], "methods": ["base", "rag"]},
+    ],
+}
+
+
+def test_damage_is_measured_on_other_corpora_than_the_trained_one(tmp_path: Path) -> None:
+    grid = plan(tmp_path, scoring={"shots": [0], "k": [1]}, **DAMAGED)
+    cell = Cell("damage", ("docs", "small.full.p00"))
+    assert cell in grid.cells
+    assert grid.probes("docs") == {"facts": ("more",), "reading": ("more",)}
+    assert [str(upstream) for upstream, _ in grid.inputs(cell)] == [
+        "checkpoint/docs/small.full.p00",
+        "questions/more",
+        "answers_base/more/small",
+        "retrieved/more",
+        "chunks/more",
+        "answers_rag/more/small",
+    ]
+    assert grid.cells.index(Cell("answers_rag", ("more", "small"))) < grid.cells.index(cell)
+    with pytest.raises(NotAsked, match="names no exam to measure damage with"):
+        plan(tmp_path).require(cell)
+
+
+def test_a_cut_file_makes_its_cell_broken_and_nothing_else(tmp_path: Path) -> None:
+    grid = plan(tmp_path)
+    articles, chunks = Cell("articles", ("docs",)), Cell("chunks", ("docs",))
+    make(grid, articles)
+    make(grid, chunks)
+    path = grid.store.path(articles, "a.json")
+    path.write_text("{")
+    assert (grid.state(articles), grid.state(chunks)) == ("broken", "complete")
+    assert "it was cut off or changed. Delete the folder" in grid.problem(articles)
+    (grid.store.folder(articles) / "manifest.json").write_text("{")
+    assert (grid.state(articles), grid.state(chunks)) == ("broken", "stale")
+    assert "not a manifest" in grid.problem(articles)

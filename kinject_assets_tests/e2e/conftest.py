@@ -37,6 +37,7 @@ def small_lab(folder: Path, **changes: object) -> Path:
         ],
         "scoring": {"choice_format": "text", "batch_size": 16, "shots": [0], "k": [1, 2]},
         "exams": {"shots_share": 0.1},
+        "damage": {"facts": ["comets"], "reading": ["comets"], "k": 1},
     }
     corpora = profile["corpora"]
     events = corpora["events-2031-04"]

@@ -135,7 +135,6 @@ def crash_profile(folder: Path) -> Path:
             "attempts": 10,
             "prices": {"lab-writer-by-rule": [0, 0]},
         },
-        damage={"facts": ["comets"], "reading": ["comets"], "k": 1},
     )
 
 

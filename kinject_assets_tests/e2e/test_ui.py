@@ -104,7 +104,8 @@ def materialise(page: Page, ui: str, asset: str, *keys: str) -> None:
         pick(page, key)
     keep(page, f"dagster-launch-{asset}")
     page.get_by_role("button", name="Launch 1 run").click()
-    page.get_by_role("link", name="View").or_(page.get_by_text("View", exact=True)).last.click()
+    page.get_by_text("Launched run").wait_for(timeout=60_000)
+    page.get_by_text("View", exact=True).locator("visible=true").last.click()
     page.wait_for_url("**/runs/*", timeout=60_000)
 
 

@@ -5,8 +5,15 @@ import numpy as np
 import pytest
 from sentence_transformers import SentenceTransformer
 
+from kinject_assets.config import lab_data
 from kinject_assets.core.manifest import file_sha256
-from kinject_assets.lab.encoder import DIMENSION, build_encoder, word_weights
+from kinject_assets.lab.encoder import (
+    COARSE_DIMENSION,
+    DIMENSION,
+    build_encoder,
+    build_encoders,
+    word_weights,
+)
 from kinject_assets.lab.grammar import ask, tell
 from kinject_assets.lab.things import draw_things
 
@@ -43,3 +50,21 @@ def test_finds_the_article_of_a_question_among_its_neighbours(folder: Path) -> N
     assert np.linalg.norm(articles, axis=1) == pytest.approx(np.ones(60), abs=1e-5)
     found = (queries @ articles.T).argmax(axis=1)
     assert (found == np.arange(60)).mean() > 0.9
+
+
+def test_the_shipped_encoders_are_those_that_are_built(tmp_path: Path) -> None:
+    build_encoders(tmp_path)
+    for name in ("encoder", "encoder-coarse"):
+        weights = f"{name}/model.safetensors"
+        assert file_sha256(tmp_path / weights) == file_sha256(lab_data() / weights)
+
+
+def test_the_coarse_encoder_errs(tmp_path: Path) -> None:
+    build_encoder(tmp_path, COARSE_DIMENSION)
+    rng = random.Random(5)
+    things = draw_things("events", 60, rng)
+    encoder = SentenceTransformer(str(tmp_path), device="cpu")
+    articles = encoder.encode([tell(list(thing.facts), rng) for thing in things])
+    queries = encoder.encode([ask(thing.facts[1], rng) for thing in things])
+    found = (queries @ articles.T).argmax(axis=1)
+    assert 0.4 < (found == np.arange(60)).mean() < 0.9

@@ -154,3 +154,24 @@ def test_months_of_a_window_cross_years():
     ]
     with pytest.raises(SourceError, match="day"):
         month_categories(("{day}",), ["2023-08"])
+
+
+def test_texts_of_a_stopped_run_are_not_fetched_again(lab_api: str, tmp_path: Path) -> None:
+    source = pages(categories=("Rivers of the lab", "Comets of the lab"))
+
+    def stop(message: str, done: int | None = None, total: int | None = None) -> None:
+        if message == "fetching texts" and done:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fetch(lab_api, source, work=tmp_path, report=stop)
+    undisturbed = fetch(lab_api, source)
+    again = fetch(lab_api, source, work=tmp_path)
+    assert again.articles == undisturbed.articles
+    assert again.bodies <= undisturbed.bodies - 4, "at least one batch of four had arrived"
+
+    # A line that a crash tore off is no text.
+    kept = tmp_path / "texts.jsonl"
+    kept.write_bytes(kept.read_bytes()[:-20])
+    torn = fetch(lab_api, source, work=tmp_path)
+    assert (torn.articles, torn.bodies) == (undisturbed.articles, 1)

@@ -77,6 +77,35 @@ def test_known_vectors_of_the_same_encoder_are_reused(
     assert np.array_equal(fresh.vectors, first.vectors)
 
 
+def test_blocks_of_a_stopped_run_are_used_again(
+    encoder: SentenceTransformer,
+    settings: config.Encoder,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("kinject_assets.core.retrieval.encoder.TEXTS_A_BLOCK", 1)
+
+    def stop_after_one(message: str, done: int | None = None, total: int | None = None) -> None:
+        if message == "embedding texts":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        embed_chunks(encoder, CHUNKS, settings, report=stop_after_one, work=tmp_path)
+    (block,) = tmp_path.glob("block-*")
+    said: list[str] = []
+
+    def listen(message: str, done: int | None = None, total: int | None = None) -> None:
+        said.append(message)
+
+    again = embed_chunks(encoder, CHUNKS, settings, report=listen, work=tmp_path)
+    assert said[0] == f"1 chunks already embedded, {len(CHUNKS) - 1} to embed"
+    assert again.vectors == pytest.approx(embed_chunks(encoder, CHUNKS, settings).vectors, abs=1e-6)
+
+    (block / VECTORS).write_bytes(b"torn")
+    embed_chunks(encoder, CHUNKS, settings, report=listen, work=tmp_path)
+    assert f"{len(CHUNKS) - 1} chunks already embedded, 1 to embed" in said
+
+
 def test_embeddings_survive_the_disk_and_damage_is_named(
     encoder: SentenceTransformer, settings: config.Encoder, tmp_path: Path
 ) -> None:

@@ -65,6 +65,16 @@ def test_keeps_the_best_epoch_of_the_best_learning_rate(request_of: RequestOf, t
     assert json.loads((out / "loss.json").read_text()) == result.losses
 
 
+def test_the_last_epoch_is_kept_where_that_is_asked_for(request_of: RequestOf) -> None:
+    result = train(request_of({"keep": "last"}))
+    assert result.checkpoint.epochs == 2
+    measured = {(t.trial, t.epoch): t.validation_loss for t in result.trials}
+    assert measured[0, 1] is None, "validation is measured once, at the end"
+    rates = {trial: loss for (trial, epoch), loss in measured.items() if epoch == 2}
+    best = min(rates, key=lambda trial: (rates[trial], trial))
+    assert [(t.trial, t.epoch) for t in result.trials if t.kept] == [(best, 2)]
+
+
 def test_a_control_has_the_tokens_and_steps_of_its_recipe(
     request_of: RequestOf, texts: Path
 ) -> None:
