@@ -4,7 +4,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, fields
+from dataclasses import fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -199,7 +199,8 @@ class Step:
             counts=counts,
         )
         shown: dict[str, Any] = {
-            key: value
+            # Four digits are what people read; the files hold the rest.
+            key: float(f"{value:.4g}") if isinstance(value, float) else value
             for key, value in (counts or {}).items()
             if isinstance(value, int | float | str)
         }
@@ -253,18 +254,19 @@ def column_schema(row_type: type) -> dg.TableSchema:
     )
 
 
-def preview(rows: Sequence[Any]) -> dg.MarkdownMetadataValue:
+def preview(
+    rows: Sequence[Any], limit: int = PREVIEW_ROWS, leave_out: Sequence[str] = ()
+) -> dg.MarkdownMetadataValue:
     """The first rows as a Markdown table; long cells are cut, and nothing in them is markup."""
-    names = [field.name for field in fields(rows[0])]
+    names = [field.name for field in fields(rows[0]) if field.name not in leave_out]
     lines = ["| " + " | ".join(names) + " |", "|" + " --- |" * len(names)]
-    for row in rows[:PREVIEW_ROWS]:
-        cells = [_plain(value) for value in asdict(row).values()]
-        lines.append("| " + " | ".join(cells) + " |")
+    for row in rows[:limit]:
+        lines.append("| " + " | ".join(_plain(getattr(row, name)) for name in names) + " |")
     return dg.MetadataValue.md("\n".join(lines))
 
 
 def _plain(value: Any) -> str:
-    text = " ".join(str(value).split())
+    text = f"{value:.4g}" if isinstance(value, float) else " ".join(str(value).split())
     if len(text) > PREVIEW_CHARACTERS:
         text = text[: PREVIEW_CHARACTERS - 1] + "…"
     for mark in "\\`*_{}[]()#+!|<>":

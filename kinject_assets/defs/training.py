@@ -21,6 +21,9 @@ from kinject_assets.defs.partitions import CORPUS_RECIPE
 from kinject_assets.defs.policy import OWNERS, TRAINING_GROUP
 from kinject_assets.defs.resources import Study
 
+TRIAL_ROWS = 60
+"""Epochs of all trials that the metadata shows."""
+
 
 @dg.asset(
     deps=[chunks, paraphrases, validation_paraphrases],
@@ -59,8 +62,8 @@ def checkpoint(
                 "training_seconds": row.seconds,
             },
             metadata={
-                "validation_loss": row.validation_loss or 0.0,
-                "trials": preview(trials),
+                "validation_loss": round(row.validation_loss or 0.0, 4),
+                "trials": preview(trials, TRIAL_ROWS, leave_out=("checkpoint_id",)),
                 "loss": image(loss_curves(_curves(trials)), "loss by epoch"),
                 **{
                     f"damage_{d.probe}": f"{d.before:.3f} before, {d.after:.3f} after"
