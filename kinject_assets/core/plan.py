@@ -360,7 +360,7 @@ class Plan:
             return "missing"
         if manifest.fingerprint != self.fingerprint(cell):
             return "stale"
-        return "broken" if self.store.damage(cell, manifest) else "complete"
+        return "broken" if self.store.problem(cell, manifest) else "complete"
 
     def problem(self, cell: Cell) -> str:
         """What is wrong with a cell whose state is `broken`, and the mend."""
@@ -368,4 +368,4 @@ class Plan:
             manifest = self.store.manifest(cell)
         except BrokenArtefact as error:
             return str(error)
-        return self.store.damage(cell, manifest) if manifest else ""
+        return self.store.problem(cell, manifest) if manifest else ""

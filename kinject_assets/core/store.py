@@ -155,13 +155,13 @@ class Store:
             )
         current = next(iter(manifest.files)).split("/", 1)[0]
         path = self.folder(cell) / current / name
-        if problem := self.damage(cell, manifest, name=name, hashes=True):
+        if problem := self.problem(cell, manifest, name=name, hashes=True):
             raise BrokenArtefact(problem)
         if not path.exists():
             raise MissingArtefact(f"{cell} has no {name}; its manifest does not name it.")
         return path
 
-    def damage(
+    def problem(
         self, cell: Cell, manifest: Manifest, *, name: str = ".", hashes: bool = False
     ) -> str:
         """What is wrong with the files of an artefact, and the mend; empty when nothing is.

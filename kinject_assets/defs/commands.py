@@ -24,7 +24,7 @@ from kinject_assets.core.llm.ledger import Ledger
 from kinject_assets.core.manifest import write_atomically
 from kinject_assets.core.plan import CODE_VERSIONS, Plan
 from kinject_assets.core.store import Cell, Store
-from kinject_assets.defs.compute import compute_mode, load_libraries
+from kinject_assets.defs.compute import LIBRARIES, compute_mode, load_libraries
 from kinject_assets.defs.drive import Outcome, drive
 from kinject_assets.defs.instance import logged_versions, open_instance, recover
 from kinject_assets.display import TerminalDisplay
@@ -74,10 +74,10 @@ def run_profile(
         _recover(instance, plan.store, root, console)
         _check_models(profile, cells)
         imports = 0.0
-        if compute_mode() == "inline" and _heavy(plan, cells):
+        if compute_mode() == "inline" and (heavy := _heavy(plan, cells)):
             began = time.monotonic()
-            _say(console, "loading torch, transformers, lm-eval, faiss (once for this command)")
-            load_libraries()
+            _say(console, "loading heavy libraries (once for this command)")
+            load_libraries(heavy)
             imports = time.monotonic() - began
         starting = time.time() - born - imports
         try:
@@ -195,13 +195,9 @@ def _check_models(profile: Profile, cells: Sequence[Cell]) -> None:
             )
 
 
-def _heavy(plan: Plan, cells: Sequence[Cell]) -> bool:
-    """Whether a model or an encoder will be loaded."""
-    return any(
-        (len(cell.parts) == 2 or cell.asset in {"embeddings", "retrieved"})
-        and plan.state(cell) != "complete"
-        for cell in cells
-    )
+def _heavy(plan: Plan, cells: Sequence[Cell]) -> set[str]:
+    """Assets that will be made and need heavy libraries."""
+    return {c.asset for c in cells if c.asset in LIBRARIES and plan.state(c) != "complete"}
 
 
 def _summary(

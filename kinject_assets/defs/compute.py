@@ -10,12 +10,14 @@ import importlib
 import json
 import os
 import sys
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import dagster as dg
 from dagster._core.errors import DagsterPipesExecutionError
 
 from kinject_assets.core.errors import KinjectError
+from kinject_assets.core.plan import METHODS
 from kinject_assets.defs.io import Step
 from kinject_assets.defs.partitions import PROFILE
 
@@ -27,12 +29,26 @@ def compute_mode() -> str:
     return os.environ.get("KINJECT_COMPUTE") or PROFILE.compute
 
 
-def load_libraries() -> None:
-    """Imports what workers use, so that the cost is paid once and seen apart."""
-    for name in ("faiss", "torch", "transformers", "peft", "sentence_transformers", "lm_eval"):
+RETRIEVES = ("faiss", "torch", "sentence_transformers")
+TRAINS = ("torch", "transformers", "peft")
+SCORES = (*TRAINS, "lm_eval", "lm_eval.models.huggingface", "lm_eval.evaluator")
+
+LIBRARIES: dict[str, tuple[str, ...]] = {
+    "embeddings": RETRIEVES,
+    "faiss_index": ("faiss",),
+    "retrieved": RETRIEVES,
+    "checkpoint": TRAINS,
+    **dict.fromkeys((*METHODS.values(), "damage"), SCORES),
+}
+"""Asset -> heavy modules that making it imports."""
+
+
+def load_libraries(assets: Iterable[str]) -> None:
+    """Imports what assets will need, so that the cost is paid once and seen apart."""
+    wanted = {name for asset in assets for name in LIBRARIES.get(asset, ())}
+    # FAISS goes before torch, as it has to on macOS.
+    for name in sorted(wanted, key=lambda name: (name != "faiss", name != "torch", name)):
         importlib.import_module(name)
-    importlib.import_module("lm_eval.models.huggingface")
-    importlib.import_module("lm_eval.evaluator")
 
 
 def run_worker(step: Step, worker: Worker, request: dict[str, Any]) -> dict[str, Any]:

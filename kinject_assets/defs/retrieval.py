@@ -48,7 +48,7 @@ def embeddings(
     with making(context, study) as step:
         encoder = config.over(study.profile.retrieval.encoder)
         known = step.previous_manifest()
-        reusable = known and not study.store.damage(step.cell, known, hashes=True)
+        reusable = known and not study.store.problem(step.cell, known, hashes=True)
         made = run_worker(
             step,
             "embed",

@@ -87,7 +87,7 @@ def test_a_flipped_byte_is_named_before_it_is_read(tmp_path: Path) -> None:
     path = store.path(CELL, "exclusions.parquet")
     sound = path.read_bytes()
     path.write_bytes(sound[:-20] + bytes([sound[-20] ^ 1]) + sound[-19:])
-    assert store.damage(CELL, manifest) == "", "sizes alone do not show it"
+    assert store.problem(CELL, manifest) == "", "sizes alone do not show it"
     with pytest.raises(BrokenArtefact, match=r"articles/rivers: .*does not hold the bytes"):
         store.path(CELL, ".")
 

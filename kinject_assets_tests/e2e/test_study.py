@@ -111,7 +111,7 @@ def test_started_again_nothing_is_done_again(kinject: Kinject) -> None:
     done = kinject("run")
     assert done.returncode == 0, done.stderr
     assert "0 made" in done.stderr
-    assert "loading torch" not in done.stderr
+    assert "loading heavy" not in done.stderr
 
 
 def test_the_report_is_there_and_asks_for_nothing(study: tuple[Path, Path, str]) -> None:

@@ -38,7 +38,7 @@ LONGEST_PAUSE = 60.0
 """Seconds that a pause of our own choosing may last."""
 
 SAME_REQUESTS = 4
-"""How often a request is sent with one seed while what comes back is no JSON."""
+"""How often a request is sent with one seed while what comes back breaks off."""
 
 LONGEST_RETRY_AFTER = 600.0
 """Seconds that a service may ask us to wait; with more we stop and say so."""
@@ -142,9 +142,9 @@ class LLMClient:
         """Gets an answer to each question, from the ledger where it has one.
 
         An answer that is cut at the token limit, refused or does not fit is asked for again with
-        the next attempt number, which changes the seed; one that is no JSON is asked for as it was,
-        up to `SAME_REQUESTS` times, so that a bad line changes nothing about what is written. All
-        in all a question is asked `settings.attempts` times.
+        the next attempt number, which changes the seed; one that breaks off within its JSON is
+        asked for as it was, up to `SAME_REQUESTS` times, so that a bad line changes nothing about
+        what is written. All in all a question is asked `settings.attempts` times.
 
         Returns:
             One reply per question, in their order.
@@ -481,14 +481,14 @@ def _count(value: Any, estimate: int) -> int:
 
 
 class _Damaged(ValueError):
-    """An answer that is no JSON: broken on its way, or by a service that could not keep to it."""
+    """An answer that is empty or breaks off within its JSON, though no limit was met."""
 
 
 def _parse(recorded: Recorded, ask: Ask[A]) -> A:
     """Reads an answer.
 
     Raises:
-        _Damaged: If it is no JSON.
+        _Damaged: If it was broken on its way.
         ValueError: With the reason, if it is of no use.
     """
     if recorded.refusal:
@@ -505,7 +505,9 @@ def _parse(recorded: Recorded, ask: Ask[A]) -> A:
     try:
         found = extract_json(recorded.text)
     except ValueError as error:
-        raise _Damaged(str(error)) from None
+        if _breaks_off(recorded.text):
+            raise _Damaged(f"{error}: it breaks off") from None
+        raise
     try:
         value = ask.answer.model_validate(found)
     except ValidationError as error:
@@ -533,6 +535,20 @@ def extract_json(text: str) -> Any:
         except (ValueError, RecursionError):
             continue
     raise ValueError("not JSON")
+
+
+def _breaks_off(text: str) -> bool:
+    """Whether an answer is the beginning of a JSON object, as a broken connection leaves it."""
+    start = text.find("{")
+    if start < 0:
+        return False
+    try:
+        json.JSONDecoder().raw_decode(text, start)
+    except json.JSONDecodeError as error:
+        return error.msg.startswith("Unterminated string") or error.pos >= len(text.rstrip())
+    except RecursionError:
+        return False
+    return False
 
 
 def _retry_after(headers: Any) -> float | None:

@@ -121,6 +121,8 @@ def test_every_way_to_ask_for_structure_works(client_for: Build, structure: str)
 @pytest.mark.parametrize(
     ("bad", "reason"),
     [
+        (said("no json here"), "not JSON"),
+        (said('{"word": otter}'), "not JSON"),
         (said({"other": 1}), "does not fit the schema: word"),
         (said({"word": "otter"}, "length"), "cut at llm.max_output_tokens"),
         (said(None, refusal="I will not."), "refused: I will not."),
@@ -146,8 +148,9 @@ def test_useless_answers_are_kept_and_asked_again(
 @pytest.mark.parametrize(
     ("bad", "reason"),
     [
-        (said("no json here"), "not JSON"),
-        (said('{"word": "ott'), "not JSON"),
+        (said('{"word": "ott'), "breaks off"),
+        (said('{"word": "otter"'), "breaks off"),
+        (said('Here it is: {"word":'), "breaks off"),
         (said({"word": "x"}) | {"choices": []}, "empty answer"),
     ],
 )
