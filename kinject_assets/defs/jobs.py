@@ -61,7 +61,9 @@ def _follow(context: dg.OpExecutionContext, config: StudyConfig, assets: Sequenc
             # Cancelled in the UI: the child stops as on Ctrl-C, and nothing is left behind.
             process.send_signal(signal.SIGINT)
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(timeout=30)
+                _, rest = process.communicate(timeout=30)
+                for line in rest.splitlines():
+                    context.log.info(line)
             process.kill()
             raise
     if process.returncode:

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -82,3 +83,33 @@ def test_an_interrupted_run_goes_on(tmp_path: Path, kinject: Kinject, sent: sign
     ]
     for a, b in zip(mine, undisturbed, strict=True):
         assert a["logliks"] == pytest.approx(b["logliks"], abs=1e-4)
+
+
+@pytest.mark.slow
+def test_cancelling_the_job_full_study_stops_what_it_started(tmp_path: Path) -> None:
+    """As the UI cancels a run: SIGINT to its process alone, not to those that it started."""
+    profile = small_lab(tmp_path)
+    home = tmp_path / "home"
+    code = (
+        "from kinject_assets.config import load_profile\n"
+        "from kinject_assets.definitions import defs\n"
+        "from kinject_assets.defs.instance import open_instance\n"
+        "with open_instance(load_profile()) as instance:\n"
+        "    defs.resolve_job_def('full_study').execute_in_process(instance=instance)\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        env={**environment(home), "KINJECT_PROFILE": str(profile)},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    wait_for(home / "small" / "lake" / ".work" / "checkpoint", process)
+    children = psutil.Process(process.pid).children(recursive=True)
+    assert any("run" in child.cmdline() for child in children)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=90)
+    assert process.returncode != 0, said
+    _, alive = psutil.wait_procs(children, timeout=10)
+    assert [p.cmdline() for p in alive] == []
+    assert "start the same command again" in said
