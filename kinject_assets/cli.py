@@ -308,7 +308,13 @@ def lab_pretrain(out: Path | None, threads: int, names: tuple[str, ...]) -> None
 @click.option(
     "--world", "worlds", multiple=True, type=int, help="World seeds; default: docs/lab.md's."
 )
-@click.option("--jobs", default=2, show_default=True, help="Worlds at once; cores are shared out.")
+@click.option(
+    "--jobs",
+    type=click.IntRange(min=1),
+    default=2,
+    show_default=True,
+    help="Worlds at once; cores are shared out.",
+)
 @click.option(
     "--page",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),

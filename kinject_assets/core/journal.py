@@ -1,5 +1,6 @@
 """Append-only JSON lines that survive crashes: a row is on disk before `append` returns."""
 
+import errno
 import json
 import os
 from collections.abc import Iterator
@@ -16,16 +17,30 @@ def append(path: Path, *rows: dict[str, Any]) -> None:
         OSError: If they could not be written, e.g. to a full disk; the file is as it was.
     """
     lines = b"".join((json.dumps(row, ensure_ascii=False) + "\n").encode() for row in rows)
-    with path.open("ab", buffering=0) as handle:
-        start = handle.seek(0, os.SEEK_END)
+    with path.open("a+b", buffering=0) as handle:
+        start = _whole(handle)
         try:
             if handle.write(lines) != len(lines):
-                raise OSError(f"{path}: only a part of a row could be written")
+                # The disk took what it had room for, and would refuse the rest.
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
             os.fsync(handle.fileno())
         except OSError:
             # A full disk must not leave half a line before later ones.
             os.ftruncate(handle.fileno(), start)
             raise
+
+
+def _whole(handle: Any) -> int:
+    """Cuts off a last line that a crash tore, so that the next row starts a line; the new size."""
+    end = handle.seek(0, os.SEEK_END)
+    if end == 0:
+        return 0
+    handle.seek(end - 1)
+    if handle.read(1) != b"\n":
+        handle.seek(0)
+        end = handle.read().rfind(b"\n") + 1
+        os.ftruncate(handle.fileno(), end)
+    return end
 
 
 def read(path: Path, mend: str) -> Iterator[dict[str, Any]]:

@@ -7,6 +7,9 @@ from functools import cache
 
 import psutil
 
+CLOCK_SECONDS = 60
+"""A process's start is told by the clock, which may be set while it runs."""
+
 
 @dataclass(frozen=True)
 class Owner:
@@ -29,7 +32,8 @@ class Owner:
         try:
             process = psutil.Process(self.pid)
             return (
-                int(process.create_time()) == self.born and process.status() != psutil.STATUS_ZOMBIE
+                abs(process.create_time() - self.born) < CLOCK_SECONDS
+                and process.status() != psutil.STATUS_ZOMBIE
             )
         except psutil.NoSuchProcess:
             return False

@@ -10,6 +10,9 @@ from typing import Protocol
 from kinject_assets.core.manifest import write_atomically
 from kinject_assets.core.process import Owner, this_process
 
+KEPT_SECONDS = 1.0
+"""Least time between two notes of progress on disk."""
+
 PROGRESS = "progress.json"
 """Name of the file in a step's work folder."""
 

@@ -245,6 +245,8 @@ class Store:
                 said = json.loads(record.read_text(encoding="utf-8"))
                 asset, *parts = said["cell"]
                 owner = Owner(**said["owner"])
+            except OSError:
+                continue  # its process has just ended it
             except (ValueError, KeyError, TypeError):
                 record.unlink(missing_ok=True)
                 continue
@@ -284,6 +286,11 @@ class Store:
             for path in sorted(draft.rglob("*"))
             if path.is_file()
         }
+        if not files:
+            raise BrokenArtefact(
+                f"{cell}: what was made for it is gone from {draft}. Did another process, or a "
+                "person, clear the lake? Run again."
+            )
         manifest = Manifest(
             asset=cell.asset,
             partition=partition,

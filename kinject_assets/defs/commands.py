@@ -10,6 +10,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import dagster as dg
@@ -23,6 +24,7 @@ from kinject_assets.core.lineage.audit import audit, trace
 from kinject_assets.core.llm.ledger import Ledger
 from kinject_assets.core.manifest import write_atomically
 from kinject_assets.core.plan import CODE_VERSIONS, Plan
+from kinject_assets.core.process import Owner, this_process
 from kinject_assets.core.store import Cell, Store
 from kinject_assets.defs.compute import LIBRARIES, compute_mode, load_libraries
 from kinject_assets.defs.drive import Outcome, drive
@@ -60,6 +62,8 @@ def run_profile(
     profile: Profile, selection: str | None, corpora: Sequence[str], models: Sequence[str]
 ) -> int:
     """Makes what a profile asks for; the exit code of `kinject run`."""
+    # Ended by a service manager, it stops as on Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     console = Console(stderr=True)
     born = psutil.Process().create_time()
     root = home(profile)
@@ -71,6 +75,7 @@ def run_profile(
 
         instance = open_instance(profile)
         cells = _chosen(plan, defs, selection, corpora, models)
+        cells = _without_homeless_damage(plan, cells, console)
         _recover(instance, plan.store, root, console)
         _check_models(profile, cells)
         imports = 0.0
@@ -94,13 +99,13 @@ def run_profile(
         finally:
             instance.dispose()
     _summary(console, outcome, starting, imports, time.time() - born, root)
-    return 1 if outcome.failed else 0
+    return 1 if outcome.failed or outcome.waiting else 0
 
 
 def _recover(instance: dg.DagsterInstance, store: Store, root: Path, console: Console) -> None:
     """Puts right what a crash left behind, and says what that was."""
     lost = Ledger(store.lake / "llm_ledger").lost() if store.lake.exists() else 0
-    found = recover(instance, store, ui_alive=_ui_process(root) is not None)
+    found = recover(instance, store, ui_alive=_ui_owner(root) is not None)
     if found.runs:
         _say(console, f"{len(found.runs)} runs had died with their process: marked as failed")
     if found.slots:
@@ -128,7 +133,8 @@ def show_status(profile: Profile) -> str:
         f"{asset:24} " + ", ".join(f"{n} {state}" for state, n in sorted(states.items()))
         for asset, states in counts.items()
     ]
-    for step in store.under_way():
+    asked = {str(cell) for cell in plan.cells}
+    for step in (step for step in store.under_way() if step.cell in asked):
         ago = max(0, round(time.time() - step.at))
         what = "being made" if step.owner.alive else "stopped, goes on with the next run"
         lines.append(f"{step.cell}: {what}; {ago} s ago: {step.amount} {step.message}")
@@ -161,6 +167,26 @@ def _chosen(
     if not cells:
         raise KinjectError("the selection holds no cell that the profile asks for")
     return cells
+
+
+def _without_homeless_damage(plan: Plan, cells: list[Cell], console: Console) -> list[Cell]:
+    """Leaves out damage whose probes are of corpora that were not chosen and are not there."""
+    chosen = set(cells)
+    left_out = [
+        cell
+        for cell in cells
+        if cell.asset == "damage" and not chosen.issuperset(plan.input_versions(cell)[1])
+    ]
+    if left_out:
+        probes = sorted(
+            {p for c in left_out for ps in plan.probes(c.parts[0]).values() for p in ps}
+        )
+        _say(
+            console,
+            f"{len(left_out)} cells of damage are left out: they need answers of "
+            f"{', '.join(probes)}, which were not chosen",
+        )
+    return [cell for cell in cells if cell not in left_out]
 
 
 def _selected(defs: dg.Definitions, selection: str) -> set[str]:
@@ -223,8 +249,10 @@ def _summary(
     _say(
         console,
         f"{len(outcome.made)} made, {outcome.kept} were complete, {len(outcome.failed)} failed, "
-        f"{len(outcome.waiting)} wait for what failed",
+        f"{len(outcome.waiting)} wait for what is not there",
     )
+    if outcome.waiting:
+        _say(console, f"waiting: {', '.join(map(str, outcome.waiting))}")
     for cell, message in outcome.failed.items():
         _say(console, f"FAILED {cell}: {message}")
     if outcome.failed:
@@ -241,13 +269,12 @@ def _ui_file(root: Path) -> Path:
     return root / "ui.json"
 
 
-def _ui_process(root: Path) -> psutil.Process | None:
+def _ui_owner(root: Path) -> Owner | None:
     """The running `kinject ui` of a profile, if there is one."""
     try:
-        known = json.loads(_ui_file(root).read_text(encoding="utf-8"))
-        process = psutil.Process(known["pid"])
-        return process if int(process.create_time()) == known["born"] else None
-    except (OSError, ValueError, KeyError, psutil.NoSuchProcess):
+        owner = Owner(**json.loads(_ui_file(root).read_text(encoding="utf-8")))
+        return owner if owner.alive else None
+    except (OSError, ValueError, TypeError):
         return None
 
 
@@ -289,8 +316,7 @@ def serve_ui(profile: Profile, port: int) -> int:
             "      location_name: kinject\n"
             f"      executable_path: {json.dumps(sys.executable)}\n",
         )
-        me = psutil.Process()
-        write_atomically(_ui_file(root), json.dumps({"pid": me.pid, "born": int(me.create_time())}))
+        write_atomically(_ui_file(root), json.dumps(asdict(this_process())))
         stack.callback(_ui_file(root).unlink, missing_ok=True)
         where = ["-w", str(workspace)]
         commands = [

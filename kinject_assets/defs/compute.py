@@ -10,16 +10,19 @@ import importlib
 import json
 import os
 import sys
-from collections.abc import Iterable
+import threading
+from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
 import dagster as dg
 from dagster._core.errors import DagsterPipesExecutionError
 
-from kinject_assets.core.errors import KinjectError
+from kinject_assets.core.errors import DiskFull, KinjectError
 from kinject_assets.core.plan import METHODS
-from kinject_assets.defs.io import Step
+from kinject_assets.core.progress import KEPT_SECONDS, PROGRESS, Progress
+from kinject_assets.defs.io import LISTENERS, Step
 from kinject_assets.defs.partitions import PROFILE
+from kinject_assets.workers.entry import DISK_FULL
 
 Worker = Literal["embed", "train", "score"]
 
@@ -51,6 +54,27 @@ def load_libraries(assets: Iterable[str]) -> None:
         importlib.import_module(name)
 
 
+@contextlib.contextmanager
+def _shown(step: Step) -> Iterator[None]:
+    """Passes on to listeners what a worker's process notes of its progress."""
+    ended = threading.Event()
+
+    def look() -> None:
+        while not ended.wait(KEPT_SECONDS):
+            if note := Progress.read(step.work / PROGRESS):
+                with contextlib.suppress(KeyboardInterrupt):  # the main thread hears it, too
+                    for listener in LISTENERS:
+                        listener.progress(note.message, note.done, note.total)
+
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
 def run_worker(step: Step, worker: Worker, request: dict[str, Any]) -> dict[str, Any]:
     """Runs a worker on a request and returns its result.
 
@@ -62,17 +86,21 @@ def run_worker(step: Step, worker: Worker, request: dict[str, Any]) -> dict[str,
         return module.run(request, step.report)
     result_path = step.work / f"{worker}.json"
     result_path.unlink(missing_ok=True)
-    # A message for the user ends the process with a code that Pipes raises: the file says more.
-    with contextlib.suppress(DagsterPipesExecutionError):
-        dg.PipesSubprocessClient().run(
-            context=step.context,
-            command=[sys.executable, "-m", f"kinject_assets.workers.{worker}"],
-            extras={
-                "request": {**request, "result_path": str(result_path)},
-                "cell": str(step.cell),
-            },
-            env=dict(os.environ),
-        )
+    try:
+        with _shown(step):
+            dg.PipesSubprocessClient().run(
+                context=step.context,
+                command=[sys.executable, "-m", f"kinject_assets.workers.{worker}"],
+                extras={
+                    "request": {**request, "result_path": str(result_path)},
+                    "cell": str(step.cell),
+                },
+                env=dict(os.environ),
+            )
+    except DagsterPipesExecutionError as error:
+        if f"code {DISK_FULL}" in str(error):
+            raise DiskFull.at(str(step.cell), step.study.store.root) from error
+        # A message for the user ends the process with a code, too: the file says more.
     if not result_path.exists():
         raise KinjectError(
             f"the {worker} process ended without a result (killed, or out of memory?); the log of "

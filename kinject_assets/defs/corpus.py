@@ -3,6 +3,7 @@
 import dagster as dg
 
 from kinject_assets.core.corpus.chunking import chunk_articles, token_counter
+from kinject_assets.core.corpus.kept import KeptTexts
 from kinject_assets.core.corpus.sources import fetch_articles
 from kinject_assets.core.plan import CODE_VERSIONS, now
 from kinject_assets.core.report.plots import histogram
@@ -35,6 +36,8 @@ def articles(
     """
     with making(context, study) as step:
         profile = study.profile
+        if config.fetch_all:
+            KeptTexts.forget(step.work)
         fetched = fetch_articles(
             profile.corpora[step.cell.parts[0]],
             wikis=study.wikis(),

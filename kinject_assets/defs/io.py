@@ -21,7 +21,7 @@ from kinject_assets.core.errors import (
 from kinject_assets.core.manifest import Manifest, fingerprint
 from kinject_assets.core.plan import CODE_VERSIONS
 from kinject_assets.core.process import this_process
-from kinject_assets.core.progress import PROGRESS, Progress
+from kinject_assets.core.progress import KEPT_SECONDS, PROGRESS, Progress
 from kinject_assets.core.report.plots import markdown_image
 from kinject_assets.core.schema import arrow_schema, described
 from kinject_assets.core.store import Cell, library_versions, write_rows
@@ -46,9 +46,8 @@ LISTENERS: list[Listener] = []
 """The command line adds its display."""
 
 LOG_SECONDS = 5.0
-KEPT_SECONDS = 1.0
 OBSERVED_SECONDS = 20.0
-"""Seconds between two lines of the log, two notes on disk, and two marks on the asset's page."""
+"""Seconds between two lines of the log, and between two marks on the asset's page."""
 
 PREVIEW_ROWS = 5
 PREVIEW_CHARACTERS = 160
@@ -231,7 +230,13 @@ def making(context: dg.AssetExecutionContext, study: Study) -> Iterator[Step]:
         study.plan.require(cell)
         ends = [listener.begin(cell) for listener in LISTENERS]
         with study.store.draft(cell) as draft:
-            yield Step(context, study, cell, draft)
+            step = Step(context, study, cell, draft)
+            try:
+                yield step
+            except Exception:
+                # It is not being made any more; a killed process leaves its note.
+                (step.work / PROGRESS).unlink(missing_ok=True)
+                raise
         for end in ends:
             end()
     except KinjectError as error:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 import dagster as dg
+import psutil
 from pydantic import Field
 
 from kinject_assets.core.plan import METHODS
@@ -17,7 +18,10 @@ from kinject_assets.defs.partitions import PROFILE
 TAIL = 12
 """Last lines of a failed command that go into the error."""
 
-ANSWERS = tuple(METHODS.values())
+DAMAGE = ("damage",) if PROFILE.damage.facts or PROFILE.damage.reading else ()
+"""Measured where the profile names exams to measure it with."""
+
+ANSWERS = (*METHODS.values(), *DAMAGE)
 TABLES = ("results", "claims", "report", "lineage_audit")
 
 
@@ -60,11 +64,15 @@ def _follow(context: dg.OpExecutionContext, config: StudyConfig, assets: Sequenc
         except BaseException:
             # Cancelled in the UI: the child stops as on Ctrl-C, and nothing is left behind.
             process.send_signal(signal.SIGINT)
+            family = psutil.Process(process.pid).children(recursive=True)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 _, rest = process.communicate(timeout=30)
                 for line in rest.splitlines():
                     context.log.info(line)
             process.kill()
+            for member in family:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    member.kill()
             raise
     if process.returncode:
         said = "\n".join(lines[-TAIL:]).removeprefix("kinject: ")
@@ -134,8 +142,8 @@ JOBS = [
     ),
     dg.define_asset_job(
         "train_and_score",
-        selection=["checkpoint", "answers_ft", "answers_ft_rag", "damage"],
+        selection=["checkpoint", "answers_ft", "answers_ft_rag", *DAMAGE],
         description="Fine-tunes one recipe on one corpus, answers its exam without and with "
-        "retrieval, and measures what that cost elsewhere.",
+        "retrieval, and measures what that cost elsewhere (where the profile has `damage`).",
     ),
 ]

@@ -69,7 +69,9 @@ def run_worlds(worlds: Sequence[int], folder: Path, jobs: int, say: Callable[[st
     """
     folder.mkdir(parents=True, exist_ok=True)
     threads = max(1, (os.cpu_count() or 1) // jobs)
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    # Each world has a server and an instance of its own, whatever the caller's shell names.
+    own = {k: v for k, v in os.environ.items() if k not in {"KINJECT_LAB_URL", "DAGSTER_HOME"}}
+    environment = {**own, "OMP_NUM_THREADS": str(threads)}
 
     def one(world: int) -> int:
         log = folder / f"{PROFILE}-{world}.log"
@@ -351,7 +353,9 @@ def results_text(study: Study, pictures: Sequence[tuple[str, str]]) -> str:
         [
             f"{len(study.worlds)} worlds ({', '.join(map(str, study.worlds))}), "
             f"{len(study.checkpoints)} checkpoints. Every comparison, world and probe is in "
-            "[`lab/tables.md`](lab/tables.md), the raw figures in [`lab/`](lab/).\n",
+            "[`lab/tables.md`](lab/tables.md), the raw figures in [`lab/`](lab/). *Could have "
+            "shown d*: the difference that the test finds with 80 % power, before Holm's "
+            "adjustment.\n",
             "### Without fine-tuning, K cross-fitted\n",
             _levels_table(study),
             "### Own best learning rate\n",

@@ -12,25 +12,28 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, get_origin, get_type_hints
 
-from kinject_assets.core.errors import KinjectError
+from kinject_assets.core.errors import KinjectError, is_disk_full
 from kinject_assets.core.interrupts import Interrupts
 from kinject_assets.core.manifest import write_atomically
-from kinject_assets.core.progress import Progress, Report
+from kinject_assets.core.progress import KEPT_SECONDS, Progress, Report
 
 Request = TypeVar("Request")
 
 LOG_SECONDS = 2.0
 """Least time between two progress lines in Dagster's log: each is a row of its database."""
 
-KEPT_SECONDS = 1.0
-"""Least time between two notes of progress on disk."""
+WATCH_SECONDS = 1.0
+"""Seconds between two looks at whether the parent still lives."""
 
 INTERRUPTED = 130
+DISK_FULL = 28
+"""Exit codes; the second one is the number of the error `no space left on device`."""
 
 
 def read_request(request_type: type[Request], fields: Mapping[str, Any]) -> Request:
@@ -74,6 +77,7 @@ def main(
     """
     from dagster_pipes import open_dagster_pipes
 
+    _end_with_parent()
     # A parent that a script started in the background ignores SIGINT, and so would this process.
     for ending in (signal.SIGINT, signal.SIGTERM):
         signal.signal(ending, signal.default_int_handler)
@@ -94,7 +98,24 @@ def main(
             write_atomically(result_path, json.dumps(outcome) + "\n")
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
+    except Exception as error:
+        # There may be no room for a result file either: the exit code says it.
+        if is_disk_full(error):
+            sys.exit(DISK_FULL)
+        raise
     sys.exit(2 if "error" in outcome else 0)
+
+
+def _end_with_parent() -> None:
+    """Ends this process when its parent is gone: an orphan would work on beside the next run."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(WATCH_SECONDS)
+        os._exit(INTERRUPTED)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _log_report(log: Any, interrupts: Interrupts, cell: str, work: Path) -> Report:

@@ -111,6 +111,25 @@ def test_drafts_of_dead_processes_are_swept_and_those_of_living_ones_kept(tmp_pa
     assert len(list(store.folder(CELL).glob("v*"))) == 1
 
 
+def test_a_draft_without_files_is_not_published(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    with store.draft(CELL) as draft:
+        draft.rmdir()
+        with pytest.raises(BrokenArtefact, match="what was made for it is gone"):
+            store.publish(
+                CELL,
+                draft,
+                partition="rivers",
+                logical_version="1",
+                fingerprint="f",
+                code_version="1",
+                inputs={},
+                config={},
+                started_at=datetime.now(UTC),
+            )
+    assert store.manifest(CELL) is None
+
+
 def test_a_torn_manifest_is_named(tmp_path: Path) -> None:
     store = Store(tmp_path)
     publish(store, ["a"])

@@ -12,18 +12,20 @@ from kinject_assets.core import journal
 if TYPE_CHECKING:
     from kinject_assets.core.corpus.wiki import Revision
 
+TEXTS = "texts.jsonl"
+
 
 class KeptTexts:
     """Revisions on disk as they come; a revision never changes, so they never grow old.
 
     Args:
-        path: The file; it is made with the first text.
+        work: Folder for the file, which is made with the first text.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, work: Path) -> None:
         from kinject_assets.core.corpus.wiki import Revision
 
-        self._path = path
+        path = self._path = work / TEXTS
         self._lock = threading.Lock()
         self._found: dict[int, Revision] = {}
         if path.exists():
@@ -31,8 +33,10 @@ class KeptTexts:
                 row["revised_at"] = datetime.fromisoformat(row["revised_at"])
                 self._found[row["revision_id"]] = Revision(**row)
 
-    def __len__(self) -> int:
-        return len(self._found)
+    @staticmethod
+    def forget(work: Path) -> None:
+        """Throws away what was kept."""
+        (work / TEXTS).unlink(missing_ok=True)
 
     def get(self, revision_id: int) -> "Revision | None":
         """A text that was kept, or `None`."""

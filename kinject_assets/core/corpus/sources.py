@@ -323,7 +323,7 @@ def fetch_articles(
         articles, exclusions = read_files(source, base_folder, now, report)
         return _sorted(articles, exclusions)
     settings = wikis[source.wiki]
-    kept = KeptTexts(work / "texts.jsonl") if work else None
+    kept = KeptTexts(work) if work else None
     with WikiClient(settings, settings.api_url, contact, report, kept=kept) as client:
         reader = _WikiReader(
             client, licence=settings.licence, cleaning=cleaning, now=now, previous=previous

@@ -38,7 +38,8 @@ LONGEST_PAUSE = 60.0
 """Seconds that a pause of our own choosing may last."""
 
 SAME_REQUESTS = 4
-"""How often a request is sent with one seed while what comes back breaks off."""
+"""How often a request is sent with one seed, at most, while what comes back breaks off: a service
+that cannot close its JSON would break off again. Never more than half of `llm.attempts`."""
 
 LONGEST_RETRY_AFTER = 600.0
 """Seconds that a service may ask us to wait; with more we stop and say so."""
@@ -270,6 +271,7 @@ class _Batch:
     async def _reply(self, service: "AsyncOpenAI", ask: Ask[A]) -> Reply[A] | None:
         """The reply to one question; `None` once anything has gone wrong for good."""
         reason, attempt, damaged = "", ask.attempt, 0
+        patience = max(1, min(SAME_REQUESTS, self.settings.attempts // 2))
         async with self.gate:
             for tries in range(self.settings.attempts):
                 if self.error is not None:
@@ -289,7 +291,7 @@ class _Batch:
                 except _Damaged as error:
                     # Asked as it was: an answer that broke on its way comes whole the next time.
                     reason, damaged = str(error), damaged + 1
-                    if damaged == SAME_REQUESTS:
+                    if damaged == patience:
                         attempt, damaged = attempt + 1, 0
                 except ValueError as error:
                     reason, attempt, damaged = str(error), attempt + 1, 0

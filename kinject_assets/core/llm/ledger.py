@@ -241,7 +241,9 @@ class Ledger:
             self._sent[name, row["id"]] = _Sent(row)
             self._sends[row["key"]] += 1
             return
-        sent = self._sent[name, row["id"]]
+        sent = self._sent.get((name, row["id"]))
+        if sent is None:  # its intent was a damaged line that somebody removed
+            return
         sent.end = row
         if row["row"] == "received":
             self._answers[sent.intent["key"]] = Recorded(

@@ -175,3 +175,5 @@ def test_texts_of_a_stopped_run_are_not_fetched_again(lab_api: str, tmp_path: Pa
     kept.write_bytes(kept.read_bytes()[:-20])
     torn = fetch(lab_api, source, work=tmp_path)
     assert (torn.articles, torn.bodies) == (undisturbed.articles, 1)
+    once_more = fetch(lab_api, source, work=tmp_path)
+    assert (once_more.articles, once_more.bodies) == (undisturbed.articles, 0)

@@ -158,14 +158,14 @@ def test_damaged_answers_are_asked_again_as_they_were(
     client_for: Build, bad: dict[str, Any], reason: str
 ) -> None:
     service = Scripted(bad, bad, said({"word": "otter"}))
-    client = client_for(service, attempts=SAME_REQUESTS + 1)
+    client = client_for(service, attempts=2 * SAME_REQUESTS)
     (reply,) = client.ask_many([ask()])
     assert isinstance(reply, Received)
     assert (reply.value, reply.attempt) == (Word(word="otter"), 0)
     assert len({body["seed"] for body in service.bodies}) == 1
     assert [row.attempt for row in client.ledger.generations()] == [0, 1, 2]
 
-    again = client_for(service, attempts=SAME_REQUESTS + 1)
+    again = client_for(service, attempts=2 * SAME_REQUESTS)
     assert again.ask_many([ask()]) == [reply]
     assert len(service.bodies) == 3, "received answers are never asked again"
 
@@ -176,6 +176,9 @@ def test_damaged_answers_are_asked_again_as_they_were(
     seeds = [body["seed"] for body in service.bodies[3:]]
     assert len(set(seeds[:SAME_REQUESTS])) == 1
     assert seeds[SAME_REQUESTS] != seeds[0], "a service that cannot do it gets another seed"
+
+    client_for(service, attempts=2).ask_many([ask("a third")])
+    assert service.bodies[-1]["seed"] != service.bodies[-2]["seed"], "and soon, with few attempts"
 
 
 def test_a_check_turns_an_answer_away_with_its_reason(client_for: Build) -> None:
