@@ -38,7 +38,7 @@ format: .venv/.installed ## Formats the code
 	@$(BIN)/ruff check --fix --quiet .
 	@$(BIN)/ruff format .
 
-lab-study: .venv/.installed ## Runs the study of docs/lab.md on all its worlds (about an hour)
+lab-study: .venv/.installed ## Runs the study of docs/lab.md on all its worlds (some 80 minutes)
 	@$(BIN)/kinject lab study
 
 lab-pretrain: .venv/.installed ## Makes the lab's models again (about 45 minutes on 2 cores)

@@ -324,7 +324,7 @@ def lab_pretrain(out: Path | None, threads: int, names: tuple[str, ...]) -> None
 )
 @click.option("--collect", is_flag=True, help="Pools the results that are there; runs nothing.")
 def lab_study(worlds: tuple[int, ...], jobs: int, page: Path, collect: bool) -> None:
-    """Runs the study of docs/lab.md on all its worlds and pools them (an hour on 2 cores).
+    """Runs the study of docs/lab.md on all its worlds and pools them (some 80 minutes on 2 cores).
 
     Each world is a profile of its own below KINJECT_HOME. Stopped and started again, it goes on.
     """

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
+import psutil
 import pytest
 from dagster_pipes import encode_param
 
@@ -21,7 +23,7 @@ from kinject_assets.core.training.trainer import TrainRequest
 from kinject_assets.lab.encoder import build_encoder
 from kinject_assets.lab.pretrain import build_model, build_tokenizer
 from kinject_assets.workers import embed, score, train
-from kinject_assets.workers.entry import INTERRUPTED, read_request
+from kinject_assets.workers.entry import DISK_FULL, INTERRUPTED, read_request
 
 
 @pytest.fixture(scope="module")
@@ -235,6 +237,51 @@ def test_an_interrupted_worker_ends_cleanly_and_keeps_its_work(world: Path, tmp_
     assert "Traceback" not in errors
     assert list(folder.glob("checkpoint-*"))
     assert not (folder / "trial.json").exists()
+    assert not (tmp_path / "result.json").exists()
+
+
+def test_a_worker_ends_with_its_parent(world: Path, tmp_path: Path) -> None:
+    request = {
+        **train_request(world, tmp_path, epochs=1000),
+        "result_path": str(tmp_path / "result.json"),
+    }
+    code = (
+        "import subprocess, sys\n"
+        "child = subprocess.Popen(sys.argv[1:])\n"
+        "print(child.pid, flush=True)\n"
+        "child.wait()"
+    )
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code, *worker("train")],
+        env=pipes_environment(request, tmp_path / "messages"),
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert parent.stdout is not None
+    child = psutil.Process(int(parent.stdout.readline()))
+    deadline = time.monotonic() + 60
+    while not (Path(request["work"]) / "trial-0").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    parent.kill()
+    parent.wait(timeout=10)
+    _, alive = psutil.wait_procs([child], timeout=10)
+    assert alive == [], "an orphan would train on beside the next run"
+
+
+def test_a_full_disk_is_told_by_the_exit_code(
+    world: Path, tmp_path: Path, small_disk: Path
+) -> None:
+    request = {
+        **train_request(world, small_disk),
+        "result_path": str(tmp_path / "result.json"),
+    }
+    ballast = small_disk / "ballast"
+    with ballast.open("wb") as handle:
+        os.posix_fallocate(handle.fileno(), 0, shutil.disk_usage(small_disk).free - 1_000_000)
+    environment = pipes_environment(request, tmp_path / "messages")
+    ended = subprocess.run(worker("train"), env=environment, check=False, timeout=120)
+    assert ended.returncode == DISK_FULL
     assert not (tmp_path / "result.json").exists()
 
 
