@@ -79,15 +79,16 @@ def run_profile(
         _recover(instance, plan.store, root, console)
         _check_models(profile, cells)
         imports = 0.0
-        if compute_mode() == "inline" and (heavy := _heavy(plan, cells)):
+        open_cells = [cell for cell in cells if plan.state(cell) != "complete"]
+        heavy = {cell.asset for cell in open_cells} & LIBRARIES.keys()
+        if compute_mode() == "inline" and heavy:
             began = time.monotonic()
             _say(console, "loading heavy libraries (once for this command)")
             load_libraries(heavy)
             imports = time.monotonic() - began
         starting = time.time() - born - imports
         try:
-            complete = sum(plan.state(cell) == "complete" for cell in cells)
-            with TerminalDisplay(len(cells), console, complete) as display:
+            with TerminalDisplay(len(cells), console, len(cells) - len(open_cells)) as display:
                 outcome = drive(plan, defs, instance, cells, display)
         except (KeyboardInterrupt, dg.DagsterExecutionInterruptedError):
             _say(console, "stopped; start the same command again to go on")
@@ -104,7 +105,6 @@ def run_profile(
 
 def _recover(instance: dg.DagsterInstance, store: Store, root: Path, console: Console) -> None:
     """Puts right what a crash left behind, and says what that was."""
-    lost = Ledger(store.lake / "llm_ledger").lost() if store.lake.exists() else 0
     found = recover(instance, store, ui_alive=_ui_owner(root) is not None)
     if found.runs:
         _say(console, f"{len(found.runs)} runs had died with their process: marked as failed")
@@ -114,7 +114,9 @@ def _recover(instance: dg.DagsterInstance, store: Store, root: Path, console: Co
         _say(console, f"unfinished parts were removed: {', '.join(found.drafts)}")
     if found.events:
         _say(console, f"{len(found.events)} artefacts were published in a crash: reported")
-    if lost and (found.runs or found.drafts):
+    # A ledger may be long: it is read only after a crash.
+    died = found.runs or found.drafts
+    if died and (lost := Ledger(store.lake / "llm_ledger").lost()):
         _say(
             console,
             f"{lost} requests to the language model were in flight in crashes so far: possibly "
@@ -219,11 +221,6 @@ def _check_models(profile: Profile, cells: Sequence[Cell]) -> None:
             raise KinjectError(
                 f"{profile.path}: models.{name}.source: no model at {source}; {mend}"
             )
-
-
-def _heavy(plan: Plan, cells: Sequence[Cell]) -> set[str]:
-    """Assets that will be made and need heavy libraries."""
-    return {c.asset for c in cells if c.asset in LIBRARIES and plan.state(c) != "complete"}
 
 
 def _summary(
