@@ -9,7 +9,7 @@ import inspect
 import re
 import types
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, Union, get_args, get_origin, get_type_hints
@@ -247,6 +247,10 @@ class Condition:
         retriever: Name of the retriever; empty when `k` is 0.
         query: What the retriever was asked: `question` or `question_and_options`.
         choice_format: `letter` or `text`.
+        rotation: Options were shown in every cyclic order and log-likelihoods averaged over them.
+        engine: What computed the log-likelihoods: `hf-prefix`, `hf` or `vllm`.
+        chat_template: The prompt was the user's turn in the tokenizer's chat template.
+        bos: The model read a begin-of-text token first.
     """
 
     condition_id: str
@@ -262,6 +266,8 @@ class Condition:
     choice_format: str
     rotation: bool
     engine: str
+    chat_template: bool = False
+    bos: bool = False
 
     @classmethod
     def of(cls, **fields: Any) -> "Condition":
@@ -275,7 +281,10 @@ class Answer:
 
     Attributes:
         choice: Index of the option with the highest log-likelihood (the first of equals).
-        logliks: Log-likelihood in nats of every option.
+        logliks: Log-likelihood in nats of every option; under rotation the mean over all orders.
+        places: Place (0 is A) of the option that was likeliest, for each order that was shown: one
+            order, or under rotation as many as there are options, order r showing option
+            (place + r) mod n at a place.
         truncated_tokens: Tokens of shots or retrieved text left out to fit the window.
         checkpoint_id: Empty for `base` and `rag`.
     """
@@ -292,6 +301,36 @@ class Answer:
     truncated_tokens: int
     checkpoint_id: str
     run_id: str
+    places: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Triage:
+    """What the base models make of a generated question without having read its text.
+
+    A share is the gold option's part of the probability of all options, averaged over the models
+    and, where options are shown, over their cyclic orders; 1 / number of options is no knowledge.
+
+    Attributes:
+        stratum: `new`, `inferable`, `known` or `broken`.
+        closed_book: Share with question and options shown.
+        options_only: Share with the options shown and no question.
+        question_only: Share with the question shown and no options.
+        open_book: Share with the chunk that the question was written from in front.
+        rival: The same for the likeliest wrong option, in `open_book`.
+        models: Base models that were asked.
+    """
+
+    meaning: ClassVar[tuple[str, ...]] = ("question_id", "stratum")
+
+    question_id: str
+    stratum: str
+    closed_book: float
+    options_only: float
+    question_only: float
+    open_book: float
+    rival: float
+    models: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -318,7 +357,7 @@ class Generation:
 def logical_version(rows: Iterable[Any], extra: Mapping[str, Any] | None = None) -> str:
     """Hash of what rows mean: their class's `meaning` columns, whatever the order of the rows."""
     parts = sorted(
-        content_hash(*(getattr(row, field) for field in type(row).meaning)) for row in rows
+        content_hash(*(getattr(row, name) for name in type(row).meaning)) for row in rows
     )
     return content_hash(parts, extra or {})
 
@@ -366,7 +405,7 @@ def arrow_schema(row_type: type) -> "pa.Schema":
 
     hints = get_type_hints(row_type)
     fields: list[pa.Field] = []
-    for field in dataclasses.fields(row_type):
-        kind, nullable = _arrow_type(hints[field.name])
-        fields.append(pa.field(field.name, kind, nullable=nullable))
+    for column in dataclasses.fields(row_type):
+        kind, nullable = _arrow_type(hints[column.name])
+        fields.append(pa.field(column.name, kind, nullable=nullable))
     return pa.schema(fields)
