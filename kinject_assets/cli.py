@@ -166,12 +166,62 @@ def audit(profile_name: str | None, answer: str | None, everything: bool, as_jso
 @main.command()
 @profile_option
 @click.option("--format", "fmt", type=FORMATS, default="text", show_default=True)
-def claims(profile_name: str | None, fmt: str) -> None:
+@click.option("--rules", is_flag=True, help="Prints the declared claims and rules; no results.")
+@click.option("--published", is_flag=True, help="Judges the published tables; no results.")
+def claims(profile_name: str | None, fmt: str, rules: bool, published: bool) -> None:
     """Prints each claim of the study with its verdict on this profile's results."""
+    from kinject_assets.core.results.tables import published_text, rules_text
     from kinject_assets.core.results.tables import query as ask
 
+    if rules and published:
+        raise click.UsageError("--rules and --published exclude each other")
+    if rules:
+        click.echo(rules_text(fmt))
+        return
+    profile = _select(profile_name)
+    if published:
+        from kinject_assets.defs.partitions import REFERENCES
+
+        click.echo(published_text(REFERENCES, fmt))
+        return
     statement = "SELECT claim, verdict, statement, evidence FROM claims ORDER BY claim"
-    click.echo(ask(_database(_select(profile_name)), statement, fmt))
+    click.echo(ask(_database(profile), statement, fmt))
+
+
+@main.command(
+    "lm-eval",
+    add_help_option=False,
+    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
+)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+@click.pass_context
+def lm_eval(ctx: click.Context, arguments: tuple[str, ...]) -> None:
+    r"""Runs lm-evaluation-harness's own command line with the model `hf-prefix`.
+
+    `hf-prefix` takes the arguments of `hf` and gives the same numbers; what prompts have in common
+    (few-shot examples above all) is read once. It is the default; `--model hf` is the stock class.
+
+    \b
+      kinject lm-eval --model_args pretrained=MODEL --tasks mmlu_anatomy --num_fewshot 5
+      kinject lm-eval run --help        all of lm-eval's options
+      kinject lm-eval ls tasks          its tasks
+    """
+    if arguments in {(), ("-h",), ("--help",)}:
+        click.echo(ctx.get_help())
+        return
+    from lm_eval.__main__ import cli_evaluate
+
+    from kinject_assets.core.scoring import register
+
+    register()
+    given = list(arguments)
+    if given[0] not in {"ls", "validate"} and not {"-h", "--help"} & set(given):
+        given = given[1:] if given[0] == "run" else given
+        # A configuration file names its model itself.
+        named = {word.partition("=")[0] for word in given} & {"--model", "-M", "--config", "-C"}
+        given = ["run", *([] if named else ["--model", "hf-prefix"]), *given]
+    sys.argv = ["kinject lm-eval", *given]
+    cli_evaluate()
 
 
 @main.command()

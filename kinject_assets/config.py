@@ -246,6 +246,11 @@ class Exams(Settings):
         default=0.05, ge=0, lt=0.5, description="share of articles set aside for few-shot examples"
     )
     seed: int = Field(default=0, description="shuffles options and splits articles")
+    triage: bool = Field(
+        default=True,
+        description="the base models probe generated questions: scores of those that are new, "
+        "inferable, known or broken can then be told apart",
+    )
 
     @model_validator(mode="after")
     def _keep_fits(self) -> "Exams":
@@ -354,7 +359,26 @@ class Scoring(Settings):
         default="letter",
         description="letter: options are shown, the letter is scored; text: option texts",
     )
-    batch_size: int = Field(default=16, ge=1)
+    rotation: bool = Field(
+        default=False,
+        description="show the options in every cyclic order and average over them (letter only)",
+    )
+    chat_template: bool = Field(
+        default=False, description="put the prompt as the user's turn into the chat template"
+    )
+    add_bos: bool | None = Field(
+        default=None, description="a begin-of-text token first; null: as the tokenizer does"
+    )
+    engine: Literal["hf-prefix", "hf", "vllm"] = Field(
+        default="hf-prefix",
+        description="hf-prefix: each shared beginning is computed once; hf: lm-eval's own, every "
+        "prompt in full; vllm: lm-eval's vLLM class, CUDA only, needs `pip install kinject[vllm]`",
+    )
+    batch_size: int = Field(
+        default=16,
+        ge=1,
+        description="memory of a batch: as much as so many inputs of full length would take",
+    )
     device: str = Field(default="auto", description="auto, cpu, cuda, cuda:0, ...")
     folds: int = Field(default=5, ge=2, le=50, description="folds of the cross-fitted choice of K")
 
@@ -364,6 +388,15 @@ class Scoring(Settings):
         if any(k < 1 for k in value) or len(set(value)) != len(value):
             raise ValueError("each K is at least 1 and stands once (0 is what `base` answers)")
         return tuple(sorted(value))
+
+    @model_validator(mode="after")
+    def _options_are_shown(self) -> "Scoring":
+        if self.rotation and self.choice_format != "letter":
+            raise ValueError(
+                "rotation changes the order in which options are shown, and choice_format `text` "
+                "shows none: set choice_format to `letter` or rotation to false"
+            )
+        return self
 
 
 class DamageProbes(Settings):

@@ -16,6 +16,7 @@ from kinject_assets.defs import (
     retrieval,
     scores,
     training,
+    triage,
 )
 from kinject_assets.defs.resources import Study
 
@@ -24,7 +25,7 @@ from kinject_assets.defs.resources import Study
 warnings.filterwarnings("ignore", category=dg.BetaWarning)
 warnings.filterwarnings("ignore", category=dg.PreviewWarning)
 
-STAGES = (corpus, exams, augmentation, retrieval, training, scores, damage, results, audit)
+STAGES = (corpus, exams, augmentation, retrieval, training, scores, triage, damage, results, audit)
 
 defs = dg.Definitions(
     assets=dg.with_source_code_references(dg.load_assets_from_modules(STAGES)),

@@ -26,14 +26,15 @@ CODE_VERSIONS: dict[str, str] = {
     "faiss_index": "1",
     "retrieved": "1",
     "checkpoint": "1",
-    "answers_base": "1",
-    "answers_rag": "1",
-    "answers_ft": "1",
-    "answers_ft_rag": "1",
-    "damage": "1",
-    "results": "1",
-    "claims": "1",
-    "report": "1",
+    "answers_base": "2",
+    "answers_rag": "2",
+    "answers_ft": "2",
+    "answers_ft_rag": "2",
+    "damage": "2",
+    "triage": "1",
+    "results": "2",
+    "claims": "2",
+    "report": "2",
     "lineage_audit": "1",
 }
 """Raised by hand when an asset's code would make something else from the same inputs."""
@@ -113,6 +114,14 @@ class Plan:
         }
         return {kind: names for kind, names in found.items() if names}
 
+    def probed(self, corpus: str) -> tuple[str, ...]:
+        """Base models that probe the questions of a corpus; none where they are not generated."""
+        exam = self.profile.corpora[corpus].exam
+        if exam.kind != "generated" or not self.profile.exams.triage:
+            return ()
+        asked = {model for cells in self._asking(corpus) for model in cells.models}
+        return tuple(model for model in self.profile.models if model in asked)
+
     def _methods(self, corpus: str) -> set[str]:
         return {method for cells in self._asking(corpus) for method in cells.methods}
 
@@ -139,6 +148,8 @@ class Plan:
                         for cells in self._asking(corpus)
                     ):
                         found.append(Cell(METHODS[method], (corpus, model)))
+            if self.probed(corpus):
+                found.append(Cell("triage", (corpus,)))
         for corpus in corpora:
             for model, recipes in self.recipes(corpus).items():
                 for recipe in recipes:
@@ -170,6 +181,11 @@ class Plan:
             raise NotAsked(
                 f"{where} names no exam to measure damage with. Add e.g.\n"
                 "damage: {facts: [OTHER_CORPUS], reading: [OTHER_CORPUS]}"
+            )
+        if cell.asset == "triage" and not self.probed(corpus):
+            raise NotAsked(
+                f"{where}: only generated questions of a corpus in `grid` are probed, with "
+                f"exams.triage on; the questions of {corpus} are not."
             )
         if cell.asset in {"checkpoint", "answers_ft", "answers_ft_rag", "damage"}:
             model, recipe = cell.parts[1].split(".", 1)
@@ -214,6 +230,8 @@ class Plan:
                 return here("questions", "faiss_index")
             case "answers_base":
                 return here("questions")
+            case "triage":
+                return here("questions", "chunks")
             case "answers_rag":
                 return here("questions", "retrieved", "chunks")
             case "answers_ft":
@@ -279,7 +297,8 @@ class Plan:
             case "questions" if corpus:
                 if corpus.exam.kind == "mmlu":
                     return {"exam": of(corpus.exam)}
-                return {"exam": of(corpus.exam), "exams": of(profile.exams), "llm": llm}
+                exams = of(profile.exams, "triage")
+                return {"exam": of(corpus.exam), "exams": exams, "llm": llm}
             case "paraphrases":
                 return {
                     "per_chunk": self.paraphrases_per_chunk(cell.parts[0]),
@@ -313,6 +332,16 @@ class Plan:
                     "model": of(profile.models[self.model_of(cell)], "knowledge_cutoff"),
                     "scoring": of(profile.scoring, "device", "batch_size", "folds"),
                     "query": profile.retrieval.query,
+                }
+            case "triage":
+                return {
+                    "models": {
+                        model: of(profile.models[model], "knowledge_cutoff")
+                        for model in self.probed(cell.parts[0])
+                    },
+                    "choice_format": profile.scoring.choice_format,
+                    "add_bos": profile.scoring.add_bos,
+                    "engine": profile.scoring.engine,
                 }
             case "damage":
                 return {

@@ -304,6 +304,10 @@ class Answer:
     places: list[int] = field(default_factory=list)
 
 
+STRATA = ("new", "inferable", "known", "broken")
+"""What triage sorts questions into."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Triage:
     """What the base models make of a generated question without having read its text.

@@ -4,7 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
@@ -19,6 +19,7 @@ from kinject_assets.core.schema import (
     Damage,
     Paraphrase,
     Question,
+    Triage,
 )
 from kinject_assets.core.statistics.claims import Claim
 from kinject_assets.defs.io import check
@@ -70,8 +71,15 @@ CHECKS: dict[str, dict[str, str]] = {
         "no_collapse": "Choices are not heaped on one option.",
         "nothing_cut": "No prompt lost text to fit the window.",
     },
+    "triage": {
+        "few_broken": "Few questions look as if their key were wrong.",
+        "new_to_the_models": "Where the profile says so, the facts are new to the models.",
+    },
     "damage": {"still_reads": "Retrieved text is read about as well as before training."},
-    "results": {"has_scores": "The database holds scores."},
+    "results": {
+        "has_scores": "The database holds scores.",
+        "letters_not_collapsed": "No condition gives one letter throughout or is below chance.",
+    },
     "claims": {"self_test": "The claims' code finds what the published tables are known to show."},
     "report": {"offline": "The report asks for nothing from outside."},
     "lineage_audit": {"sound": "Manifests, files, inputs and Dagster's event log agree."},
@@ -250,6 +258,33 @@ def answers(rows: Sequence[Answer], wanted: int) -> list[dg.AssetCheckResult]:
     ]
 
 
+def triage(rows: Sequence[Triage], said_to_be_new: bool) -> list[dg.AssetCheckResult]:
+    """Checks of what the base models make of an exam."""
+    strata = Counter(row.stratum for row in rows)
+    n = max(1, len(rows))
+    broken, new = strata["broken"] / n, strata["new"] / n
+    return [
+        check(
+            "few_broken",
+            broken <= 0.1,
+            f"{broken:.0%} of the questions look as if another option were right"
+            + ("; read some of them in the table `triage` beside their chunks" if broken else ""),
+            warn=True,
+        ),
+        check(
+            "new_to_the_models",
+            not said_to_be_new or new >= 0.5,
+            f"{new:.0%} of the questions are new to the base models"
+            + (
+                "; are the facts younger than the models' knowledge_cutoff? Look at the strata"
+                if said_to_be_new and new < 0.5
+                else ""
+            ),
+            warn=True,
+        ),
+    ]
+
+
 def damage(rows: Sequence[Damage]) -> list[dg.AssetCheckResult]:
     """Checks of what training cost: readers that read clearly worse are pointed out."""
     worse = [
@@ -269,15 +304,33 @@ def damage(rows: Sequence[Damage]) -> list[dg.AssetCheckResult]:
     ]
 
 
-def results(counts: Mapping[str, int]) -> list[dg.AssetCheckResult]:
-    """Checks of the database."""
+def results(
+    counts: Mapping[str, int], collapsed: Sequence[Mapping[str, Any]]
+) -> list[dg.AssetCheckResult]:
+    """Checks of the database, with the conditions whose letters have collapsed."""
     scores = counts.get("scores", 0)
+    named = [
+        f"{c['corpus']} {c['model']} {c['method']} {c['recipe']} {c['shots']}-shot K={c['k']} "
+        f"({c['collapse']})".replace("  ", " ")
+        for c in collapsed
+    ]
     return [
         check(
             "has_scores",
             scores > 0,
             f"{scores} scores" + ("" if scores else "; materialise answers first"),
-        )
+        ),
+        check(
+            "letters_not_collapsed",
+            not named,
+            (
+                "; ".join(named) + ". Their accuracy says little of what the model knows: compare "
+                "with base, or score with rotation"
+            )
+            if named
+            else "no condition has collapsed",
+            warn=True,
+        ),
     ]
 
 

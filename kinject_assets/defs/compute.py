@@ -1,4 +1,4 @@
-"""Three heavy steps (embed, train, score), two ways to run them: here, or in an own process.
+"""Four heavy steps (embed, train, score, triage), two ways to run them: here, or in an own process.
 
 A worker is a function from a JSON request to a JSON result, `kinject_assets.workers.NAME.run`. In a
 process of its own it is started through Dagster Pipes: its log is live, cancelling the run ends it,
@@ -24,7 +24,7 @@ from kinject_assets.defs.io import LISTENERS, Step
 from kinject_assets.defs.partitions import PROFILE
 from kinject_assets.workers.entry import DISK_FULL
 
-Worker = Literal["embed", "train", "score"]
+Worker = Literal["embed", "train", "score", "triage"]
 
 
 def compute_mode() -> str:
@@ -41,7 +41,7 @@ LIBRARIES: dict[str, tuple[str, ...]] = {
     "faiss_index": ("faiss",),
     "retrieved": RETRIEVES,
     "checkpoint": TRAINS,
-    **dict.fromkeys((*METHODS.values(), "damage"), SCORES),
+    **dict.fromkeys((*METHODS.values(), "damage", "triage"), SCORES),
 }
 """Asset -> heavy modules that making it imports."""
 

@@ -21,7 +21,15 @@ TAIL = 12
 DAMAGE = ("damage",) if PROFILE.damage.facts or PROFILE.damage.reading else ()
 """Measured where the profile names exams to measure it with."""
 
-ANSWERS = (*METHODS.values(), *DAMAGE)
+TRIAGE = (
+    ("triage",)
+    if PROFILE.exams.triage
+    and any(corpus.exam.kind == "generated" for corpus in PROFILE.corpora.values())
+    else ()
+)
+"""Generated questions are probed unless the profile says otherwise."""
+
+ANSWERS = (*METHODS.values(), *TRIAGE, *DAMAGE)
 TABLES = ("results", "claims", "report", "lineage_audit")
 
 

@@ -91,7 +91,8 @@ class ScoringSettings(dg.Config):
     batch_size: int | None = Field(
         default=None,
         ge=1,
-        description="Prompts a forward pass. Empty: the profile's scoring.batch_size "
+        description="Memory of a batch, in prompts of full length. Empty: the profile's "
+        "scoring.batch_size "
         f"({PROFILE.scoring.batch_size}). Lower it when memory runs out.",
     )
 

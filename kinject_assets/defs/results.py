@@ -11,7 +11,8 @@ from kinject_assets.core.report.html import table_points, write_report
 from kinject_assets.core.report.plots import table_bars
 from kinject_assets.core.results.loader import build_database
 from kinject_assets.core.results.tables import fetch, format_tables, query
-from kinject_assets.core.statistics.claims import judge, published
+from kinject_assets.core.statistics.claims import judge
+from kinject_assets.core.statistics.published import facts, published
 from kinject_assets.defs import checks
 from kinject_assets.defs.damage import damage
 from kinject_assets.defs.io import image, making
@@ -19,10 +20,17 @@ from kinject_assets.defs.partitions import REFERENCES
 from kinject_assets.defs.policy import OWNERS, RESULTS_GROUP
 from kinject_assets.defs.resources import Study
 from kinject_assets.defs.scores import answers_base, answers_ft, answers_ft_rag, answers_rag
+from kinject_assets.defs.triage import triage
+
+COLLAPSED = """
+    SELECT DISTINCT corpus, model, method, recipe, shots, k, collapse
+    FROM letter_bias JOIN conditions USING (condition_id) WHERE collapsed ORDER BY ALL
+"""
+"""Conditions whose letters have collapsed."""
 
 
 @dg.asset(
-    deps=[answers_base, answers_rag, answers_ft, answers_ft_rag, damage],
+    deps=[answers_base, answers_rag, answers_ft, answers_ft_rag, damage, triage],
     group_name=RESULTS_GROUP,
     kinds={"duckdb", "sql"},
     owners=OWNERS,
@@ -63,7 +71,7 @@ def results(context: dg.AssetExecutionContext, study: Study) -> dg.MaterializeRe
                 },
                 "database": dg.MetadataValue.path(database),
             },
-            checks=checks.results(counts),
+            checks=checks.results(counts, fetch(database, COLLAPSED).dicts()),
             libraries=("duckdb", "statsmodels", "scipy"),
         )
 
@@ -86,7 +94,10 @@ def claims(context: dg.AssetExecutionContext, study: Study) -> dg.MaterializeRes
             content_hash(rows),
             counts={"claims": len(rows)},
             metadata={
-                "verdicts": dg.MetadataValue.md(query(study.database, statement, "markdown"))
+                "verdicts": dg.MetadataValue.md(query(study.database, statement, "markdown")),
+                "published": dg.MetadataValue.md(
+                    "\n".join(f"- {line}" for line in facts(REFERENCES).lines())
+                ),
             },
             checks=checks.claims(judge(published(REFERENCES))),
         )

@@ -1,6 +1,6 @@
 """Answers of every model to every exam, without and with retrieval."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -139,6 +139,10 @@ def score_request(step: Step, corpus: str, method: str, scoring: Scoring) -> dic
         "k": [0],
         "choice_format": scoring.choice_format,
         "subject": exam.subject if exam.kind == "mmlu" else "",
+        "rotation": scoring.rotation,
+        "chat_template": scoring.chat_template,
+        "add_bos": scoring.add_bos,
+        "engine": scoring.engine,
         "batch_size": scoring.batch_size,
         "device": scoring.device,
         "run_id": step.context.run_id,
@@ -169,7 +173,7 @@ def _answers(step: Step, config: ScoringSettings) -> dg.MaterializeResult:
     scoring = config.over(step.study.profile.scoring)
     method = METHOD_OF[step.cell.asset]
     request = score_request(step, step.cell.parts[0], method, scoring)
-    run_worker(step, "score", request)
+    done = run_worker(step, "score", request)
     rows = read_rows(step.draft / "answers.parquet", Answer)
     conditions = read_rows(step.draft / "conditions.parquet", Condition)
     tested = sum(q.split == "test" and not q.retired for q in step.rows("questions", Question))
@@ -186,11 +190,26 @@ def _answers(step: Step, config: ScoringSettings) -> dg.MaterializeResult:
         },
         metadata={
             "accuracy": image(_plot(accuracy, tested, options), "accuracy by K"),
-            "letters": image(_letters(rows), "how often each option is right and is chosen"),
+            "letters": image(_letters(rows), "how often each place is right and is chosen"),
+            **_reading(done),
         },
         checks=checks.answers(rows, tested * len(conditions)),
         libraries=("torch", "transformers", "peft", "lm-eval"),
     )
+
+
+def _reading(done: Mapping[str, Any]) -> dict[str, Any]:
+    """What the model had to read, and what sharing saved; nothing if all answers were there."""
+    counts = done["counts"]
+    if done["unshared"]:
+        return {"shared_beginnings": f"none: {done['unshared']}"}
+    if not counts.get("tokens"):
+        return {}
+    return {
+        "tokens_of_all_prompts": counts["tokens"],
+        "tokens_read": counts["read"],
+        "shared_beginnings": f"{1 - counts['read'] / counts['tokens']:.0%} of the tokens saved",
+    }
 
 
 def _plot(accuracy: Mapping[tuple[int, int], float], questions: int, options: int) -> bytes:
@@ -204,13 +223,16 @@ def _plot(accuracy: Mapping[tuple[int, int], float], questions: int, options: in
 
 def _letters(rows: Sequence[Answer]) -> bytes:
     """How often each place holds the right option, and how often it is chosen."""
-    places = range(max(len(row.logliks) for row in rows))
+    names = LETTERS[: max(len(row.logliks) for row in rows)]
+    right, chosen = Counter[int](), Counter[int]()
+    for row in rows:
+        for order, place in enumerate(row.places):
+            right[(row.gold - order) % len(row.logliks)] += 1
+            chosen[place] += 1
     return bars(
         {
-            "right": {LETTERS[p]: sum(row.gold == p for row in rows) / len(rows) for p in places},
-            "chosen": {
-                LETTERS[p]: sum(row.choice == p for row in rows) / len(rows) for p in places
-            },
+            "right": {name: right[p] / right.total() for p, name in enumerate(names)},
+            "chosen": {name: chosen[p] / chosen.total() for p, name in enumerate(names)},
         },
         y_label="share of the answers",
         title="Letters: right and chosen",

@@ -24,7 +24,8 @@ BEST, COMMON = "best", "common"
 
 _OUTCOMES = """
     WITH fitted AS (
-        SELECT s.* FROM scores s WHERE s.k_rule = 'cross_fitted' AND s.corpus = 'events'
+        SELECT s.* FROM scores s
+        WHERE s.k_rule = 'cross_fitted' AND s.corpus = 'events' AND s.stratum = 'all'
     )
     SELECT s.model, s.method, s.recipe, s.k, q.question_id, a.correct
     FROM fitted s
@@ -40,7 +41,7 @@ _OUTCOMES = """
 
 _FIXED_K = """
     SELECT model, method, recipe, k, n, correct FROM scores
-    WHERE k_rule = 'fixed' AND corpus = 'events' ORDER BY ALL
+    WHERE k_rule = 'fixed' AND corpus = 'events' AND stratum = 'all' ORDER BY ALL
 """
 
 _DAMAGE = """

@@ -17,18 +17,22 @@ def run(request: Mapping[str, Any], report: Report = silent) -> dict[str, Any]:
         report: Told of progress.
 
     Returns:
-        `conditions` and `answers` (counts), and `accuracy`: condition id -> share of right answers.
+        `conditions` and `answers` (counts), `accuracy`: condition id -> share of right answers,
+        `unshared`: why shared beginnings were read each time (empty if they were not), and
+        `counts`: tokens read and so on, of this call alone.
 
     Raises:
         KinjectError: See `score`.
     """
-    conditions, answers = score(read_request(ScoreRequest, request), report)
-    asked = Counter(answer.condition_id for answer in answers)
-    right = Counter(answer.condition_id for answer in answers if answer.correct)
+    done = score(read_request(ScoreRequest, request), report)
+    asked = Counter(answer.condition_id for answer in done.answers)
+    right = Counter(answer.condition_id for answer in done.answers if answer.correct)
     return {
-        "conditions": len(conditions),
-        "answers": len(answers),
+        "conditions": len(done.conditions),
+        "answers": len(done.answers),
         "accuracy": {key: right[key] / count for key, count in asked.items()},
+        "unshared": done.unshared,
+        "counts": done.counts,
     }
 
 

@@ -10,8 +10,9 @@ from kinject_assets_tests.e2e.conftest import Kinject
 
 TABLES = [
     "answers", "articles", "checkpoints", "chunks", "claims", "comparisons", "conditions",
-    "corpus_chunks", "corpus_questions", "damage", "generations", "lineage", "models",
-    "paraphrases", "questions", "rejections", "retrieved", "scores", "trials",
+    "corpus_chunks", "corpus_questions", "damage", "generations", "letter_bias",
+    "lineage", "models", "optimism", "paraphrases", "questions", "rejections", "retrieved",
+    "scores", "triage", "trials",
 ]  # fmt: skip
 
 

@@ -10,7 +10,9 @@ from kinject_assets.core.manifest import write_atomically
 from kinject_assets.core.report import plots
 from kinject_assets.core.results.catalogue import METHOD_COLUMNS
 from kinject_assets.core.results.tables import fetch, with_interval
-from kinject_assets.core.statistics.comparisons import FAMILIES
+from kinject_assets.core.schema import STRATA
+from kinject_assets.core.statistics.comparisons import ALL, FAMILIES
+from kinject_assets.core.statistics.power import MOST_QUESTIONS, WORTHWHILE
 
 TEMPLATE = "report.html.j2"
 
@@ -40,18 +42,32 @@ _QUERIES: Mapping[str, str] = {
             b.shots AS shots_b
         FROM comparisons c JOIN conditions a ON a.condition_id = c.condition_a
             JOIN conditions b ON b.condition_id = c.condition_b
+        WHERE stratum = 'all'
         ORDER BY family, corpus, model, a.shots, recipe_a, recipe_b, k_a, k_b""",
     "gaps": """
-        SELECT t.corpus, t.model, t.shots, t.method, t.recipe, t.k AS k_best,
-            t.accuracy AS test_best, c.k AS k_fitted, c.accuracy AS cross_fitted, c.k_stability,
-            t.accuracy - c.accuracy AS gap
-        FROM scores t JOIN scores c USING (corpus, model, shots, method, recipe, seed, retriever,
-            query, choice_format, rotation, engine, stratum)
-        WHERE t.k_rule = 'test_best' AND c.k_rule = 'cross_fitted' AND t.k > 0 AND t.main
-        ORDER BY t.corpus, t.model, t.shots, t.method, t.recipe""",
+        SELECT * FROM optimism WHERE main AND stratum = 'all'
+        ORDER BY corpus, model, shots, method, recipe""",
     "fixed": """
-        SELECT * FROM scores WHERE k_rule = 'fixed' AND main
+        SELECT * FROM scores WHERE k_rule = 'fixed' AND main AND stratum = 'all'
         ORDER BY corpus, model, shots, k, recipe""",
+    "strata": """
+        SELECT * FROM scores WHERE k_rule = 'cross_fitted' AND main
+            AND corpus IN (SELECT corpus FROM scores WHERE stratum <> 'all')
+        ORDER BY corpus, model, shots, method, recipe, stratum""",
+    "seeds": """
+        SELECT * FROM pooled WHERE k_rule = 'cross_fitted' AND stratum = 'all'
+        ORDER BY corpus, model, shots, method, recipe""",
+    "collapsed": """
+        SELECT corpus, model, method, recipe, shots, k, any_value(collapse) AS collapse,
+            any_value(accuracy) AS accuracy, any_value(chance) AS chance,
+            arg_max(letter, chosen) AS letter, max(chosen) AS chosen,
+            arg_max(gold, chosen) AS gold
+        FROM letter_bias JOIN scores USING (condition_id)
+        WHERE collapsed AND k_rule = 'fixed' AND stratum = 'all'
+        GROUP BY condition_id, corpus, model, method, recipe, shots, k ORDER BY ALL""",
+    "letters": """
+        SELECT count(DISTINCT condition_id) AS conditions, max(chosen) AS chosen
+        FROM letter_bias""",
     "damage": """
         SELECT corpus, model, recipe, probe, before, after, after - before AS change, n, lost, won
         FROM damage JOIN checkpoints USING (checkpoint_id)
@@ -71,7 +87,8 @@ _QUERIES: Mapping[str, str] = {
     "models": "SELECT * FROM models ORDER BY model",
     "gains": """
         SELECT method, recipe, avg(relative_gain) AS gain, count(*) AS n FROM scores
-        WHERE k_rule = 'cross_fitted' AND main AND relative_gain IS NOT NULL
+        WHERE k_rule = 'cross_fitted' AND stratum = 'all' AND main
+            AND relative_gain IS NOT NULL
         GROUP BY ALL ORDER BY ALL""",
     "artefacts": "SELECT * FROM artefacts ORDER BY artefact",
     "truncated": """
@@ -157,6 +174,19 @@ def _paraphrase_curves(fixed: Rows) -> dict[str, dict[str, dict[int, plots.Point
         for corpus, curves in found.items()
         if any(len(points) > 1 for points in curves.values())
     }
+
+
+def _by_kind(scores: Rows) -> list[dict[str, Any]]:
+    """A row a method of each triaged corpus, with its score on each kind of question."""
+    found: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for score in scores:
+        key = tuple(score[name] for name in ("corpus", "model", "shots", "method", "recipe"))
+        found.setdefault(key, {})[score["stratum"]] = score
+    return [
+        {"corpus": corpus, "model": model, "shots": shots, "method": method, "recipe": recipe}
+        | {"by_stratum": by_stratum}
+        for (corpus, model, shots, method, recipe), by_stratum in found.items()
+    ]
 
 
 def _chance(fixed: Rows, corpus: str | None = None) -> float | None:
@@ -260,6 +290,10 @@ def render_report(database: Path, profile: Profile) -> str:
             if f.name != "k" and (rows := [c for c in data["comparisons"] if c["family"] == f.name])
         ],
         k_pairs=[c for c in data["comparisons"] if c["family"] == "k"],
+        by_kind=_by_kind(data["strata"]),
+        kinds=(ALL, *STRATA),
+        points=f"{100 * WORTHWHILE:.0f}",
+        most_questions=MOST_QUESTIONS,
         columns={n: [(m, METHODS[m]) for m, _ in METHOD_COLUMNS[n]] for n in (1, 2)},
         with_interval=with_interval,
         figures=_figures(data),

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from kinject_assets.core.schema import Condition, arrow_schema
+from kinject_assets.core.statistics.letters import CHOSEN, RIGHT
+from kinject_assets.core.statistics.power import WORTHWHILE
 
 _KINDS = {
     "string": "VARCHAR",
@@ -16,6 +18,8 @@ _KINDS = {
     "timestamp[us, tz=UTC]": "TIMESTAMP",
     "list<item: string>": "VARCHAR[]",
     "list<element: string>": "VARCHAR[]",
+    "list<item: int64>": "BIGINT[]",
+    "list<element: int64>": "BIGINT[]",
     "list<item: double>": "DOUBLE[]",
     "list<element: double>": "DOUBLE[]",
 }
@@ -101,8 +105,17 @@ def tables() -> dict[str, Table]:
         "questions": Table(
             columns_of(schema.Question, "split", "retired"),
             ("question_id",),
-            "A multiple-choice question; gold is the index of the right option, from 0.",
+            "A multiple-choice question; gold is the index of the right option, from 0, and triage "
+            "the stratum, empty where the base models were not asked.",
             "No exam has been loaded or written.",
+        ),
+        "triage": Table(
+            columns_of(schema.Triage),
+            ("question_id",),
+            "What the base models make of a generated question: the gold option's share of the "
+            "probability of all options in each probe, averaged over the models, and the stratum "
+            "that follows.",
+            "No exam has been triaged (MMLU exams never are).",
         ),
         "corpus_questions": Table(
             _columns(
@@ -163,7 +176,8 @@ def tables() -> dict[str, Table]:
         "answers": Table(
             columns_of(schema.Answer),
             ("condition_id", "question_id"),
-            "A model's answer to one question under one condition; logliks in nats, one an option.",
+            "A model's answer to one question under one condition; logliks in nats, one an option; "
+            "places has the place of the likeliest option (0 is A) in each order that was shown.",
             "No exam has been answered.",
         ),
         "k_choices": Table(
@@ -193,13 +207,28 @@ def tables() -> dict[str, Table]:
                 "main": "BOOLEAN",
             },
             ("condition_id", "k_rule", "stratum"),
-            "Accuracy with Wilson's 95 % interval. k_rule says how K was chosen: fixed (every K), "
+            "Accuracy with Wilson's 95 % interval. stratum is all, or one that triage found; K is "
+            "always chosen on all questions. k_rule says how K was chosen: fixed (every K), "
             "test_best (the study's rule, optimistic) or cross_fitted, where condition_id and k "
             "are those of the K that most folds chose and accuracy is that of each fold under its "
             "own K (k_choices). Conditions without retrieval stand under all three. above_chance "
             "is Eq. 2 (accuracy > chance), above_chance_shown asks it of ci_low. relative_gain is "
             "Eq. 5 against the base model. main marks what the views show: the profile's choice "
-            "format and query, the first retriever, no rotation, seed 0, no variant of a recipe.",
+            "format, rotation, chat template and query, the first retriever, seed 0, no variant of "
+            "a recipe.",
+            "No exam has been answered.",
+        ),
+        "letter_bias": Table(
+            _columns(
+                "condition_id VARCHAR, place BIGINT, letter VARCHAR, shown BIGINT, gold DOUBLE, "
+                "chosen DOUBLE, collapsed BOOLEAN, collapse VARCHAR"
+            ),
+            ("condition_id", "place"),
+            "How often each place of the options was right and was chosen, over all orders shown "
+            "to the scored questions. collapsed and its reason stand on every row of a condition: "
+            "below chance (the upper end of the accuracy's interval is), or one letter (a place "
+            f"takes more than {CHOSEN} of the choices and is right in less than {RIGHT} of the "
+            "orders).",
             "No exam has been answered.",
         ),
         "comparisons": Table(
@@ -207,18 +236,53 @@ def tables() -> dict[str, Table]:
                 "condition_a VARCHAR, condition_b VARCHAR, stratum VARCHAR, family VARCHAR, "
                 "k_rule VARCHAR, n BIGINT, only_a BIGINT, only_b BIGINT, difference DOUBLE, "
                 "ci_low DOUBLE, ci_high DOUBLE, p_value DOUBLE, p_adjusted DOUBLE, "
-                "detectable_difference DOUBLE, verdict VARCHAR"
+                "detectable_difference DOUBLE, more_questions BIGINT, verdict VARCHAR"
             ),
             ("condition_a", "condition_b", "stratum"),
             "A against B on the same questions: Tango's 95 % score interval of the difference, "
-            "McNemar's exact test, Holm's adjustment within the family, and the difference that "
-            "would have been found with 80 % power.",
+            "McNemar's exact test, Holm's adjustment within family and stratum. At the strictest "
+            "level of that adjustment, with 80 % power: detectable_difference is what would have "
+            "been found, more_questions how many further questions would show "
+            f"{100 * WORTHWHILE:.0f} points (0: there are enough; NULL: too many to say).",
             "Fewer than two methods have been answered in any corpus.",
+        ),
+        "pooled": Table(
+            _columns(
+                "corpus VARCHAR, model VARCHAR, recipe VARCHAR, method VARCHAR, shots BIGINT, "
+                "k_rule VARCHAR, k BIGINT, stratum VARCHAR, choice_format VARCHAR, "
+                "rotation BOOLEAN, engine VARCHAR, retriever VARCHAR, query VARCHAR, "
+                "chat_template BOOLEAN, bos BOOLEAN, seeds BIGINT[], ks BIGINT[], "
+                "accuracies DOUBLE[], n BIGINT, accuracy DOUBLE, ci_low DOUBLE, ci_high DOUBLE, "
+                "seed_sd DOUBLE, reference_id VARCHAR, difference DOUBLE, p_value DOUBLE, "
+                "p_adjusted DOUBLE, verdict VARCHAR"
+            ),
+            (
+                "corpus",
+                "model",
+                "recipe",
+                "method",
+                "shots",
+                "k_rule",
+                "k",
+                "stratum",
+                "choice_format",
+                "rotation",
+                "engine",
+                "retriever",
+                "query",
+                "chat_template",
+                "bos",
+            ),
+            "A recipe's seeds together: mean accuracy with a 95 % interval over questions, and an "
+            "exact sign-flip test against base (ft) or rag (ft_rag), adjusted by Holm within "
+            "method, k_rule and stratum; controls are not tested. recipe is without its seed; ks "
+            "and accuracies are in the order of seeds, k is the K that most seeds have.",
+            "No recipe has been answered with two seeds or more.",
         ),
         "claims": Table(
             _columns(
                 "claim VARCHAR, statement VARCHAR, verdict VARCHAR, evidence VARCHAR, "
-                "family VARCHAR, rule VARCHAR, published_verdict VARCHAR, "
+                "family VARCHAR, aggregation VARCHAR, rule VARCHAR, published_verdict VARCHAR, "
                 "published_evidence VARCHAR"
             ),
             ("claim",),
@@ -316,3 +380,16 @@ def view_ddl(number: int) -> str:
         SELECT {keys}, {columns}, {rest}
         FROM named GROUP BY corpus, shots, model ORDER BY {order}
     """
+
+
+OPTIMISM = """
+    CREATE VIEW optimism AS
+    SELECT c.corpus, c.model, c.recipe, c.seed, c.method, c.shots, c.stratum,
+        c.k AS k_cross_fitted, c.k_stability AS stability, c.accuracy AS cross_fitted,
+        t.k AS k_test_best, t.accuracy AS test_best, t.accuracy - c.accuracy AS gap, c.n, c.main
+    FROM scores c JOIN scores t USING (corpus, model, recipe, seed, method, shots, stratum,
+        retriever, query, choice_format, rotation, engine, chat_template, bos)
+    WHERE c.k_rule = 'cross_fitted' AND t.k_rule = 'test_best' AND c.method IN ('rag', 'ft_rag')
+    ORDER BY ALL
+"""
+"""Statement that creates the view `optimism`: what choosing K on the test score adds."""

@@ -6,7 +6,7 @@ from typing import Any
 
 from kinject_assets.config import RecipeSpec
 from kinject_assets.core.statistics.claims import Evidence, Pair
-from kinject_assets.core.statistics.comparisons import Comparison
+from kinject_assets.core.statistics.comparisons import ALL, Comparison
 
 Scores = Sequence[Mapping[str, Any]]
 
@@ -31,16 +31,20 @@ def _beaten(comparisons: Sequence[Comparison], ks: Mapping[str, int]) -> frozens
 def gather(
     scores: Scores, comparisons: Sequence[Comparison], tables: Mapping[str, int]
 ) -> Evidence:
-    """The main rows as evidence.
+    """The main rows as evidence, on all questions.
 
     Args:
         scores: Rows of the table `scores`.
         comparisons: Rows of the table `comparisons`.
         tables: Corpus -> table of the study.
     """
-    main = [s for s in scores if s["main"]]
+    main = [s for s in scores if s["main"] and s["stratum"] == ALL]
     by_id = {s["condition_id"]: s for s in main}
-    known = [c for c in comparisons if {c.condition_a, c.condition_b} <= by_id.keys()]
+    known = [
+        c
+        for c in comparisons
+        if c.stratum == ALL and {c.condition_a, c.condition_b} <= by_id.keys()
+    ]
     pairs = [
         Pair(
             family=c.family,

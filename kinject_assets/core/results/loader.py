@@ -15,11 +15,20 @@ from kinject_assets.core import schema
 from kinject_assets.core.manifest import Manifest
 from kinject_assets.core.progress import Report, silent
 from kinject_assets.core.results import ancestry
-from kinject_assets.core.results.catalogue import Table, tables, view_ddl
+from kinject_assets.core.results.catalogue import OPTIMISM, Table, tables, view_ddl
 from kinject_assets.core.results.evidence import gather
-from kinject_assets.core.results.scores import Exam, score_all, score_rows
-from kinject_assets.core.statistics.claims import RULES, judge, published
+from kinject_assets.core.results.scores import (
+    Exam,
+    Scored,
+    by_stratum,
+    letter_rows,
+    score_all,
+    score_rows,
+)
+from kinject_assets.core.statistics.claims import RULES, judge
 from kinject_assets.core.statistics.comparisons import compare_all
+from kinject_assets.core.statistics.pooling import pool_all
+from kinject_assets.core.statistics.published import published
 from kinject_assets.core.statistics.selection import fold_of
 from kinject_assets.core.store import Cell, Store
 
@@ -44,6 +53,7 @@ class Lake:
     articles: list[schema.Article] = field(default_factory=list)
     chunks: dict[str, list[schema.Chunk]] = field(default_factory=dict)
     questions: dict[str, list[schema.Question]] = field(default_factory=dict)
+    triage: dict[str, schema.Triage] = field(default_factory=dict)
     paraphrases: dict[str, list[schema.Paraphrase]] = field(
         default_factory=lambda: defaultdict(list)
     )
@@ -79,6 +89,9 @@ def _read_cell(store: Store, lake: Lake, cell: Cell, manifest: Manifest) -> None
         case "questions":
             lake.questions[corpus] = rows("questions", schema.Question)
             lake.rejections += rows("rejections", schema.Rejection)
+        case "triage":
+            for row in rows("triage", schema.Triage):
+                lake.triage.setdefault(row.question_id, row)
         case "paraphrases" | "validation_paraphrases":
             lake.paraphrases[corpus] += rows("paraphrases", schema.Paraphrase)
             lake.rejections += rows("rejections", schema.Rejection)
@@ -139,8 +152,14 @@ def _exams(lake: Lake, profile: Profile) -> dict[str, Exam]:
         scored = [q for q in questions if q.split == "test" and not q.retired]
         fold = {q.question_id: _fold(q, article_of, profile.scoring.folds) for q in scored}
         chance = {q.question_id: 1 / len(q.options) for q in scored}
-        exams[corpus] = Exam(settings.table if settings else 2, fold, chance)
+        stratum = {q.question_id: _stratum(lake, q) for q in scored}
+        exams[corpus] = Exam(settings.table if settings else 2, fold, chance, stratum)
     return exams
+
+
+def _stratum(lake: Lake, question: schema.Question) -> str:
+    found = lake.triage.get(question.question_id)
+    return found.stratum if found else question.triage
 
 
 def _fold(question: schema.Question, article_of: Mapping[str, str], folds: int) -> int:
@@ -169,9 +188,14 @@ def _content(
     article_of = {c.chunk_id: c.article_id for chunks in lake.chunks.values() for c in chunks}
     report("scoring")
     scored = score_all(list(lake.conditions.values()), lake.answers, exams, folds)
-    scores = score_rows(scored, exams, profile)
+    strata = by_stratum(scored.systems, exams)
+    scores = [
+        row
+        for stratum, systems in strata.items()
+        for row in score_rows(Scored(systems, scored.choices), exams, profile, stratum)
+    ]
     report("comparing")
-    comparisons = compare_all(scored.systems)
+    comparisons = [c for name, systems in strata.items() for c in compare_all(systems, name)]
     numbers = {corpus: exam.table for corpus, exam in exams.items()}
     known = {c.claim: c for c in judge(published(references))} if references else {}
     rules = {rule.claim: rule for rule in RULES}
@@ -214,10 +238,11 @@ def _content(
             for c in chunks
         ],
         "questions": [
-            row
+            {**row, "triage": _stratum(lake, q)}
             for questions in lake.questions.values()
-            for row in _merged(questions, "split", "retired")
+            for q, row in zip(questions, _merged(questions, "split", "retired"), strict=True)
         ],
+        "triage": _merged(lake.triage.values()),
         "corpus_questions": [
             {
                 "corpus": corpus,
@@ -243,11 +268,16 @@ def _content(
             for fold, k in choice.by_fold.items()
         ],
         "scores": scores,
+        "letter_bias": letter_rows(lake.answers, lake.conditions, exams),
         "comparisons": _merged(comparisons),
+        "pooled": _merged(
+            row for name, systems in strata.items() for row in pool_all(systems, name)
+        ),
         "claims": [
             {
                 **asdict(claim),
                 "family": rules[claim.claim].family,
+                "aggregation": rules[claim.claim].aggregation,
                 "rule": rules[claim.claim].rule,
                 "published_verdict": known[claim.claim].verdict if known else None,
                 "published_evidence": known[claim.claim].evidence if known else None,
@@ -303,6 +333,7 @@ def _arrow(rows: Iterable[Mapping[str, Any]], table: Table) -> "pa.Table":
         "DATE": pa.date32(),
         "TIMESTAMP": pa.timestamp("us", tz="UTC"),
         "VARCHAR[]": pa.list_(pa.string()),
+        "BIGINT[]": pa.list_(pa.int64()),
         "DOUBLE[]": pa.list_(pa.float64()),
     }
     unique: dict[tuple[Any, ...], Mapping[str, Any]] = {}
@@ -335,6 +366,7 @@ def _fill(
         report(f"table {name}", done, len(catalogue))
     for number in (1, 2):
         connection.execute(view_ddl(number))
+    connection.execute(OPTIMISM)
     return counts
 
 

@@ -2,25 +2,24 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from kinject_assets.config import Profile
-from kinject_assets.core.schema import Answer, Condition
-from kinject_assets.core.statistics.comparisons import System
+from kinject_assets.core.schema import STRATA, Answer, Condition
+from kinject_assets.core.statistics.comparisons import ALL, System, setting
 from kinject_assets.core.statistics.intervals import (
     relative_gain,
     relative_gain_interval,
     wilson,
 )
+from kinject_assets.core.statistics.letters import collapse, places
 from kinject_assets.core.statistics.selection import (
     Choice,
     best_k,
     cross_fit,
     cross_fitted_outcomes,
 )
-
-STRATUM = "all"
 
 
 @dataclass(frozen=True)
@@ -31,11 +30,13 @@ class Exam:
         table: Table of the study that the corpus belongs to.
         fold: Test question that is not retired -> fold.
         chance: Question -> 1 / number of its options.
+        stratum: Question -> stratum that triage put it into; empty where it did not ask.
     """
 
     table: int
     fold: Mapping[str, int]
     chance: Mapping[str, float]
+    stratum: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,20 @@ class Scored:
 
     systems: list[System]
     choices: dict[str, Choice]
+
+
+def by_stratum(systems: Sequence[System], exams: Mapping[str, Exam]) -> dict[str, list[System]]:
+    """The systems on all questions, and on those of each stratum that has any."""
+    found = {ALL: list(systems)}
+    for stratum in STRATA:
+        questions = {
+            corpus: {q for q, name in exam.stratum.items() if name == stratum}
+            for corpus, exam in exams.items()
+        }
+        inside = [s.within(questions[s.condition.corpus]) for s in systems]
+        if answered := [s for s in inside if s.outcomes]:
+            found[stratum] = answered
+    return found
 
 
 def _outcomes(
@@ -142,7 +157,7 @@ def _base_of(system: System, bases: Mapping[tuple[Any, ...], System]) -> System 
 
 
 def _base_key(c: Condition) -> tuple[Any, ...]:
-    return (c.corpus, c.model, c.shots, c.choice_format, c.rotation, c.engine)
+    return (c.shots, *setting(c))
 
 
 def _main_retrievers(systems: Iterable[System]) -> dict[tuple[str, str], str]:
@@ -156,8 +171,10 @@ def _main_retrievers(systems: Iterable[System]) -> dict[tuple[str, str], str]:
     return found
 
 
-def score_rows(scored: Scored, exams: Mapping[str, Exam], profile: Profile) -> list[dict[str, Any]]:
-    """Rows of the table `scores`."""
+def score_rows(
+    scored: Scored, exams: Mapping[str, Exam], profile: Profile, stratum: str = ALL
+) -> list[dict[str, Any]]:
+    """Rows of the table `scores` for the questions of one stratum."""
     bases = {
         _base_key(s.condition): s
         for s in scored.systems
@@ -176,7 +193,7 @@ def score_rows(scored: Scored, exams: Mapping[str, Exam], profile: Profile) -> l
         rows.append(
             {
                 "k_rule": system.k_rule,
-                "stratum": STRATUM,
+                "stratum": stratum,
                 **asdict(c),
                 "n": n,
                 "correct": correct,
@@ -190,7 +207,8 @@ def score_rows(scored: Scored, exams: Mapping[str, Exam], profile: Profile) -> l
                 "k_stability": choice.stability if choice else None,
                 "main": (
                     c.choice_format == profile.scoring.choice_format
-                    and not c.rotation
+                    and c.rotation == profile.scoring.rotation
+                    and c.chat_template == profile.scoring.chat_template
                     and c.seed == 0
                     and not (system.recipe and system.recipe.variant)
                     and (
@@ -221,3 +239,29 @@ def _gain(system: System, base: System | None) -> dict[str, float | None]:
         "relative_gain_low": interval.low if interval else None,
         "relative_gain_high": interval.high if interval else None,
     }
+
+
+def letter_rows(
+    answers: Iterable[Answer], conditions: Mapping[str, Condition], exams: Mapping[str, Exam]
+) -> list[dict[str, Any]]:
+    """Rows of the table `letter_bias`: a row for each place of the options of a condition."""
+    given: dict[str, list[Answer]] = defaultdict(list)
+    for answer in answers:
+        condition = conditions.get(answer.condition_id)
+        if condition and answer.question_id in exams[condition.corpus].fold:
+            given[answer.condition_id].append(answer)
+    rows: list[dict[str, Any]] = []
+    for condition_id, mine in given.items():
+        chances = exams[conditions[condition_id].corpus].chance
+        found = places(mine)
+        why = collapse(
+            sum(a.correct for a in mine),
+            len(mine),
+            sum(chances[a.question_id] for a in mine) / len(mine),
+            found,
+        )
+        rows += [
+            {"condition_id": condition_id, **asdict(p), "collapsed": bool(why), "collapse": why}
+            for p in found
+        ]
+    return rows

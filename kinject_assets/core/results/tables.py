@@ -7,7 +7,7 @@ import math
 import textwrap
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import date, datetime
 from decimal import Decimal
 from itertools import zip_longest
@@ -16,6 +16,8 @@ from typing import Any, Literal
 
 from kinject_assets.core.errors import BrokenArtefact, KinjectError, MissingArtefact
 from kinject_assets.core.results.catalogue import METHOD_COLUMNS
+from kinject_assets.core.statistics.claims import RULES, judge
+from kinject_assets.core.statistics.published import facts, published
 
 Format = Literal["text", "csv", "json", "markdown"]
 
@@ -228,3 +230,40 @@ def format_tables(database: Path, fmt: Format | str = "text") -> str:
         else:
             parts.append(f"{CAPTIONS[number]}\n\nno corpus of this table has been scored yet")
     return "\n\n".join(parts)
+
+
+def rules_text(fmt: Format | str = "text") -> str:
+    """The claims as they are declared: what each rests on, counts and asks for."""
+    parts = ("statement", "family", "aggregation", "rule")
+    if fmt == "text":
+        # Side by side they are too wide for a terminal.
+        lines = [
+            (rule.claim if part == parts[0] else None, part, getattr(rule, part))
+            for rule in RULES
+            for part in parts
+        ]
+        return render(Result(("claim", "part", "text"), lines), fmt)
+    columns = ("claim", *parts)
+    return render(Result(columns, [tuple(getattr(r, c) for c in columns) for r in RULES]), fmt)
+
+
+def published_text(references: Path, fmt: Format | str = "text") -> str:
+    """The claims on the published tables, and what those tables show.
+
+    Args:
+        references: Folder of the published tables.
+        fmt: `json` is an object with the keys `claims` and `facts`; otherwise the facts stand
+            below the claims, after an empty line.
+    """
+    columns = ("claim", "verdict", "statement", "evidence")
+    verdicts = Result(
+        columns, [tuple(getattr(c, name) for name in columns) for c in judge(published(references))]
+    )
+    found = facts(references)
+    if fmt == "json":
+        return _json({"claims": verdicts.dicts(), "facts": asdict(found)})
+    lines = found.lines()
+    below = render(Result(("fact",), [(line,) for line in lines]), fmt)
+    if fmt in {"text", "markdown"}:
+        below = "\n".join(f"- {line}" for line in lines)
+    return f"{render(verdicts, fmt)}\n\n{below}"

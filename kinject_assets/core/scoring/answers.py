@@ -1,29 +1,40 @@
 """An answer to every question under every condition, through lm-evaluation-harness.
 
-A condition is one lm-eval task of type `multiple_choice` whose prompts are ours to the character.
-Its answers are written as soon as they are there, and found again after a crash.
+A condition is one lm-eval task of type `multiple_choice`. Questions are answered unit by unit, a
+unit being a few questions under all conditions with the same shots, so that what their prompts
+share is read once. A unit's answers are written as soon as they are there, and a call that starts
+after a crash goes on with the missing ones.
 """
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
-from kinject_assets.core.errors import BrokenArtefact, KinjectError, MissingArtefact
+from kinject_assets.core.errors import BrokenArtefact, KinjectError, MissingArtefact, ModelError
 from kinject_assets.core.manifest import content_hash
 from kinject_assets.core.progress import Report, silent
 from kinject_assets.core.schema import Answer, Chunk, Condition, Question, Retrieved
-from kinject_assets.core.scoring.lm import ENGINE, load_lm, quiet
-from kinject_assets.core.scoring.prompts import Prompt, build, fit
+from kinject_assets.core.scoring.lm import load_lm, source_of
+from kinject_assets.core.scoring.prompts import Prompt, Wrap, build, fit, plain, turned
+from kinject_assets.core.scoring.sharing import common_beginning
+from kinject_assets.core.scoring.tasks import option_logliks
 from kinject_assets.core.store import read_rows, write_rows
-
-if TYPE_CHECKING:
-    from lm_eval.models.huggingface import HFLM
+from kinject_assets.core.training.models import load_tokenizer
 
 _REPORT_SECONDS = 1.0
+
+UNIT_CHARACTERS = 60_000
+"""Text that the prompts of a unit add to their shots: about 15,000 tokens, a few forward passes."""
+
+HELD_TOKENS = 32
+"""A beginning that all prompts share is kept from unit to unit if it is at least so long."""
+
+_BEGINNINGS = ("A", "1", "(", "\u00e9", "\u4e00")
+"""What may follow the shots: how a tokenizer cuts the end of a text depends on what comes next."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +62,10 @@ class ScoreRequest:
         k: Numbers of chunks: exactly 0 for `base` and `ft`, at least 1 for the others.
         choice_format: `letter` or `text`.
         subject: MMLU subject for lm-eval's description line; empty for other exams.
+        rotation: Show the options in every cyclic order and average; `letter` only.
+        chat_template: Put the prompt into the tokenizer's chat template.
+        add_bos: A begin-of-text token first; `None`: as the tokenizer does.
+        engine: `hf-prefix`, `hf` or `vllm`.
         run_id: Goes into every answer.
         work: Folder for finished conditions; it belongs to these inputs alone.
         out: Folder that gets `answers.parquet` and `conditions.parquet`.
@@ -78,6 +93,10 @@ class ScoreRequest:
     retriever: str = ""
     query: str = ""
     subject: str = ""
+    rotation: bool = False
+    chat_template: bool = False
+    add_bos: bool | None = None
+    engine: str = "hf-prefix"
     batch_size: int = 16
     device: str = "auto"
     run_id: str = ""
@@ -98,12 +117,35 @@ class Exam:
     chunks: dict[str, list[str]]
 
 
-def conditions(request: ScoreRequest) -> list[Condition]:
+class Scored(NamedTuple):
+    """What `score` found.
+
+    Attributes:
+        unshared: Why beginnings that prompts share were read each time; empty if they were not.
+        counts: Of this call alone: tokens of all prompts, tokens read, and so on; see `PrefixLM`.
+    """
+
+    conditions: list[Condition]
+    answers: list[Answer]
+    unshared: str
+    counts: dict[str, int]
+
+
+def conditions(request: ScoreRequest, bos: bool = False) -> list[Condition]:
     """The conditions of a request: every shots with every k, in that order.
 
+    Args:
+        request: What is asked for.
+        bos: The model reads a begin-of-text token first.
+
     Raises:
-        KinjectError: If k does not go with the method.
+        KinjectError: If k does not go with the method, or rotation with the format.
     """
+    if request.rotation and request.choice_format != "letter":
+        raise KinjectError(
+            "scoring.rotation changes the order in which options are shown, and the format "
+            f"`{request.choice_format}` shows none. Set scoring.choice_format to `letter`."
+        )
     retrieves = request.method in {"rag", "ft_rag"}
     if any((k > 0) != retrieves for k in request.k):
         raise KinjectError(
@@ -122,47 +164,114 @@ def conditions(request: ScoreRequest) -> list[Condition]:
             retriever=request.retriever if k else "",
             query=request.query if k else "",
             choice_format=request.choice_format,
-            rotation=False,
-            engine=ENGINE,
+            rotation=request.rotation,
+            engine=request.engine,
+            chat_template=request.chat_template,
+            bos=bos,
         )
         for shots in request.shots
         for k in request.k
     ]
 
 
-def score(request: ScoreRequest, report: Report = silent) -> tuple[list[Condition], list[Answer]]:
+@dataclass(frozen=True)
+class Unit:
+    """Questions that are answered together, under all conditions with the same shots.
+
+    Attributes:
+        conditions: They differ in k.
+        questions: Those of the unit, in the exam's order.
+    """
+
+    conditions: Sequence[Condition]
+    questions: Sequence[Question]
+
+    def path(self, request: ScoreRequest) -> Path:
+        """File in the work folder that its answers are kept in."""
+        name = content_hash(
+            [c.condition_id for c in self.conditions],
+            [q.question_id for q in self.questions],
+            request.checkpoint_id,
+        )
+        return Path(request.work) / f"{name}.parquet"
+
+    def kept(self, request: ScoreRequest) -> list[Answer] | None:
+        """Answers of an earlier call, or `None` if there are none for exactly these questions."""
+        path = self.path(request)
+        if not path.is_file():
+            return None
+        try:
+            rows = read_rows(path, Answer)
+        except BrokenArtefact:
+            return None
+        found = [(row.condition_id, row.question_id, row.checkpoint_id) for row in rows]
+        expected = [
+            (condition.condition_id, question.question_id, request.checkpoint_id)
+            for condition in self.conditions
+            for question in self.questions
+        ]
+        return rows if found == expected else None
+
+
+def score(request: ScoreRequest, report: Report = silent) -> Scored:
     """Answers an exam under every condition and writes the rows to `request.out`.
 
-    Conditions that an earlier call with the same work folder finished are not answered again.
+    Questions that an earlier call with the same work folder answered are not asked again.
 
     Raises:
         ModelError: If the model cannot be loaded.
         MissingArtefact: If there are no questions, or too few shots or retrieved chunks.
         KinjectError: If k does not go with the method, or an option is longer than the window.
     """
-    wanted = conditions(request)
-    exam = read_exam(request)
+    conditions(request)
+    scorer = _Scorer(request, read_exam(request))
+    wanted = conditions(request, scorer.begins_with_bos)
     label = f"{request.corpus} {request.model}{'.' if request.recipe else ''}{request.recipe}"
-    answers: list[Answer] = []
-    for number, condition in enumerate(wanted):
-        what = f"{label} {condition.method}: {condition.shots} shots, k {condition.k}"
-        report(what, number, len(wanted))
-        done = _finished(request, condition, exam)
-        if done is None:
-            lm: Any = _lm(request)
-            lm.on_inputs = _teller(what, number, len(wanted), report)
-            done = _answer(lm, request, condition, exam)
-            path = _record(request, condition)
-            partial = path.with_suffix(".partial")
-            write_rows(partial, done, Answer)
-            partial.replace(path)
-        answers += done
+    total = len(wanted) * len(scorer.exam.test)
+    answers: dict[tuple[str, str], Answer] = {}
+    for shots in request.shots:
+        same_shots = [condition for condition in wanted if condition.shots == shots]
+        what = f"{label} {request.method}: {shots} shots, {_k_text(same_shots)}"
+        for unit in scorer.units(same_shots):
+            report(what, len(answers), total)
+            done = unit.kept(request)
+            if done is None:
+                done = scorer.answer(unit, _teller(what, len(answers), total, report))
+                path = unit.path(request)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                partial = path.with_suffix(".partial")
+                write_rows(partial, done, Answer)
+                partial.replace(path)
+            answers |= {(row.condition_id, row.question_id): row for row in done}
+    rows = [
+        answers[condition.condition_id, question.question_id]
+        for condition in wanted
+        for question in scorer.exam.test
+    ]
     out = Path(request.out)
     out.mkdir(parents=True, exist_ok=True)
-    write_rows(out / "answers.parquet", answers, Answer)
+    write_rows(out / "answers.parquet", rows, Answer)
     write_rows(out / "conditions.parquet", wanted, Condition)
-    report(f"{label} {request.method}: answered", len(wanted), len(wanted))
-    return wanted, answers
+    report(f"{label} {request.method}: answered", total, total)
+    return Scored(wanted, rows, scorer.unshared, scorer.counts)
+
+
+def _k_text(wanted: Sequence[Condition]) -> str:
+    ks = [condition.k for condition in wanted]
+    return f"k {ks[0]}" if len(ks) == 1 else f"k {min(ks)}..{max(ks)}"
+
+
+def _teller(what: str, done: int, total: int, report: Report) -> Callable[[int, int], None]:
+    """Reports tokens read, not more often than a person reads."""
+    told_at = time.monotonic()
+
+    def tell(read: int, of: int) -> None:
+        nonlocal told_at
+        if time.monotonic() - told_at >= _REPORT_SECONDS:
+            told_at = time.monotonic()
+            report(f"{what}, {read} of {of} tokens of the next questions read", done, total)
+
+    return tell
 
 
 def read_exam(request: ScoreRequest) -> Exam:
@@ -211,167 +320,214 @@ def _retrieved_texts(request: ScoreRequest, test: Sequence[Question]) -> dict[st
     return texts
 
 
-def _lm(request: ScoreRequest) -> "HFLM":
-    return load_lm(
-        request.base,
-        revision=request.revision,
-        dtype=request.dtype,
-        device=request.device,
-        batch_size=request.batch_size,
-        checkpoint=request.checkpoint,
-        adapter=request.adapter,
-    )
+@dataclass
+class _Scorer:
+    """A request with what was read and loaded for it."""
 
+    request: ScoreRequest
+    exam: Exam
+    _held: dict[int, list[int]] = field(default_factory=dict)
+    _counted: dict[str, int] = field(default_factory=dict)
 
-def _teller(what: str, number: int, total: int, report: Report) -> Callable[[int], None]:
-    """Reports inputs read, not more often than a person reads."""
-    told_at = time.monotonic()
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The model's tokenizer; the model itself is loaded when there is something to answer."""
+        request = self.request
+        source = source_of(request.base, request.checkpoint, request.adapter)
+        return load_tokenizer(source, request.revision if source == request.base else None)
 
-    def tell(inputs: int) -> None:
-        nonlocal told_at
-        if time.monotonic() - told_at >= _REPORT_SECONDS:
-            told_at = time.monotonic()
-            report(f"{what}, {inputs} inputs read", number, total)
+    @cached_property
+    def wrap(self) -> Wrap:
+        """The chat template, if it is asked for.
 
-    return tell
+        Raises:
+            ModelError: If the tokenizer has none.
+        """
+        if not self.request.chat_template:
+            return plain
+        return chat_wrap(self.tokenizer, self.request.base)
 
+    @cached_property
+    def begins_with_bos(self) -> bool:
+        """Whether the first token of a prompt is the tokenizer's begin-of-text token."""
+        return begins_with_bos(self.tokenizer, self.wrap("A"), self.request.add_bos)
 
-def _record(request: ScoreRequest, condition: Condition) -> Path:
-    folder = Path(request.work)
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder / f"{condition.condition_id}.parquet"
-
-
-def _finished(request: ScoreRequest, condition: Condition, exam: Exam) -> list[Answer] | None:
-    """Answers of an earlier call, or `None` if there are none for exactly these questions."""
-    path = _record(request, condition)
-    if not path.is_file():
-        return None
-    try:
-        rows = read_rows(path, Answer)
-    except BrokenArtefact:
-        return None
-    found = [(row.question_id, row.checkpoint_id) for row in rows]
-    expected = [(question.question_id, request.checkpoint_id) for question in exam.test]
-    return rows if found == expected else None
-
-
-def _answer(lm: Any, request: ScoreRequest, condition: Condition, exam: Exam) -> list[Answer]:
-    prompts = [
-        build(
-            question,
-            condition.choice_format,
-            exam.shots[: condition.shots],
-            exam.chunks[question.question_id][: condition.k] if condition.k else (),
-            request.subject,
+    @cached_property
+    def lm(self) -> Any:
+        """The model."""
+        request = self.request
+        lm = load_lm(
+            request.base,
+            revision=request.revision,
+            dtype=request.dtype,
+            device=request.device,
+            batch_size=request.batch_size,
+            checkpoint=request.checkpoint,
+            adapter=request.adapter,
+            engine=request.engine,
+            add_bos=request.add_bos,
         )
-        for question in exam.test
-    ]
-    fitted = _fitted(lm, prompts)
-    golds = [question.gold for question in exam.test]
-    logliks = option_logliks(lm, [prompt for prompt, _ in fitted], golds)
-    lm.encodings.clear()
-    return [
-        _row(request, condition, question, values, truncated)
-        for question, values, (_, truncated) in zip(exam.test, logliks, fitted, strict=True)
-    ]
+        self._counted = dict(getattr(lm, "counts", {}))
+        return lm
+
+    @property
+    def unshared(self) -> str:
+        """Why shared beginnings were read each time; empty if they were not, or nothing was."""
+        return getattr(self.lm, "unshared", "") if "lm" in self.__dict__ else ""
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """What the model counted since it was taken."""
+        if "lm" not in self.__dict__:
+            return {}
+        now: Mapping[str, int] = getattr(self.lm, "counts", {})
+        return {name: count - self._counted.get(name, 0) for name, count in now.items()}
+
+    def units(self, same_shots: Sequence[Condition]) -> Iterator[Unit]:
+        """Cuts the exam, questions with the same best chunks side by side."""
+        k, chunks = max(c.k for c in same_shots), self.exam.chunks
+        order = {question.question_id: place for place, question in enumerate(self.exam.test)}
+        test = self.exam.test
+        if k:
+            test = sorted(test, key=lambda q: (chunks[q.question_id][:k], order[q.question_id]))
+        found: list[Question] = []
+        size = 0
+        for question in test:
+            size += sum(map(len, chunks[question.question_id][:k])) if k else 0
+            size += len(same_shots) * (len(question.stem) + sum(map(len, question.options)))
+            found.append(question)
+            if size >= UNIT_CHARACTERS:
+                yield Unit(same_shots, sorted(found, key=lambda q: order[q.question_id]))
+                found, size = [], 0
+        if found:
+            yield Unit(same_shots, sorted(found, key=lambda q: order[q.question_id]))
+
+    def answer(self, unit: Unit, tell: Callable[[int, int], None]) -> list[Answer]:
+        """Asks the questions of a unit, condition by condition."""
+        lm = self.lm
+        sharing = hasattr(lm, "hold")
+        exams = [
+            [
+                self._prompt(question, condition, order)
+                for question in unit.questions
+                for order in self._orders(question)
+            ]
+            for condition in unit.conditions
+        ]
+        if sharing:
+            lm.encode_all(
+                text
+                for prompts in exams
+                for prompt in prompts
+                for text in (prompt.text, *(prompt.text + option for option in prompt.options))
+            )
+        fitted = [
+            [
+                fit(prompt, lm.max_length, lambda text: len(lm.tok_encode(text)))
+                for prompt in prompts
+            ]
+            for prompts in exams
+        ]
+        if sharing:
+            lm.hold(self._beginning(exams[0][0], unit.conditions[0].shots))
+            lm.on_tokens = tell
+        logliks = option_logliks(lm, [[prompt for prompt, _ in prompts] for prompts in fitted])
+        if sharing:
+            lm.forget_encodings()
+            lm.on_tokens = lambda read, of: None
+        found: list[Answer] = []
+        for condition, prompts, values in zip(unit.conditions, fitted, logliks, strict=True):
+            at = 0
+            for question in unit.questions:
+                orders = len(self._orders(question))
+                cut = max(truncated for _, truncated in prompts[at : at + orders])
+                found.append(self._row(condition, question, values[at : at + orders], cut))
+                at += orders
+        return found
+
+    def _orders(self, question: Question) -> range:
+        return range(len(question.options) if self.request.rotation else 1)
+
+    def _prompt(self, question: Question, condition: Condition, order: int) -> Prompt:
+        chunks = self.exam.chunks[question.question_id][: condition.k] if condition.k else ()
+        return build(
+            turned(question, order) if order else question,
+            condition.choice_format,
+            self.exam.shots[: condition.shots],
+            chunks,
+            self.request.subject,
+            self.wrap,
+        )
+
+    def _beginning(self, prompt: Prompt, shots: int) -> list[int]:
+        """Tokens that all prompts with these shots begin with, whatever is asked."""
+        if shots not in self._held:
+            texts = [
+                prompt.wrap(prompt.head + text).partition(prompt.head + text)[0]
+                + prompt.head
+                + text
+                for text in _BEGINNINGS
+            ]
+            tokens = common_beginning([self.lm.tok_encode(text) for text in texts])
+            self._held[shots] = tokens if len(tokens) >= HELD_TOKENS else []
+        return self._held[shots]
+
+    def _row(
+        self,
+        condition: Condition,
+        question: Question,
+        by_order: Sequence[Sequence[float]],
+        truncated: int,
+    ) -> Answer:
+        n = len(question.options)
+        logliks = [
+            sum(values[(option - order) % n] for order, values in enumerate(by_order))
+            / len(by_order)
+            for option in range(n)
+        ]
+        choice = logliks.index(max(logliks))
+        return Answer(
+            condition_id=condition.condition_id,
+            question_id=question.question_id,
+            answer_id=content_hash(
+                "answer", condition.condition_id, question.question_id, self.request.checkpoint_id
+            ),
+            choice=choice,
+            gold=question.gold,
+            correct=choice == question.gold,
+            logliks=logliks,
+            truncated_tokens=truncated,
+            checkpoint_id=self.request.checkpoint_id,
+            run_id=self.request.run_id,
+            places=[list(values).index(max(values)) for values in by_order],
+        )
 
 
-def _fitted(lm: Any, prompts: Sequence[Prompt]) -> list[tuple[Prompt, int]]:
-    lm.encode_all(text for prompt in prompts for text in (prompt.text, *_with_options(prompt)))
-    return [fit(prompt, lm.max_length, lambda text: len(lm.tok_encode(text))) for prompt in prompts]
-
-
-def _with_options(prompt: Prompt) -> list[str]:
-    text = prompt.text
-    return [text + option for option in prompt.options]
-
-
-def _row(
-    request: ScoreRequest,
-    condition: Condition,
-    question: Question,
-    logliks: list[float],
-    truncated: int,
-) -> Answer:
-    choice = logliks.index(max(logliks))
-    return Answer(
-        condition_id=condition.condition_id,
-        question_id=question.question_id,
-        answer_id=content_hash(
-            "answer", condition.condition_id, question.question_id, request.checkpoint_id
-        ),
-        choice=choice,
-        gold=question.gold,
-        correct=choice == question.gold,
-        logliks=logliks,
-        truncated_tokens=truncated,
-        checkpoint_id=request.checkpoint_id,
-        run_id=request.run_id,
-    )
-
-
-def option_logliks(lm: Any, prompts: Sequence[Prompt], golds: Sequence[int]) -> list[list[float]]:
-    """Log-likelihood in nats of every option of every prompt, as lm-eval computes it.
+def chat_wrap(tokenizer: Any, name: str) -> Wrap:
+    """Puts a text as the user's turn into a tokenizer's chat template.
 
     Raises:
-        KinjectError: If one is not a number: the model is damaged or its dtype overflows.
+        ModelError: If the tokenizer has none.
     """
-    with quiet():
-        from lm_eval.evaluator import evaluate
-
-        task = _exam_task(prompts, golds)
-        results: Any = evaluate(lm, {"exam": task}, bootstrap_iters=0, log_samples=True)
-    samples = sorted(results["samples"]["exam"], key=lambda sample: sample["doc_id"])
-    logliks = [[float(value) for value, _ in sample["filtered_resps"]] for sample in samples]
-    if any(value != value for values in logliks for value in values):
-        raise KinjectError(
-            "models: the model gives log-likelihoods that are not numbers. Its weights are "
-            "damaged, or its `dtype` overflows: try float32 or bfloat16, or train with a smaller "
-            "learning rate."
+    if not getattr(tokenizer, "chat_template", None):
+        raise ModelError(
+            f"scoring.chat_template: the tokenizer of `{name}` has no chat template. Set it to "
+            "false, or use the chat version of the model."
         )
-    return logliks
+
+    def wrap(text: str) -> str:
+        turns = [{"role": "user", "content": text}]
+        return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+
+    return wrap
 
 
-def _exam_task(prompts: Sequence[Prompt], golds: Sequence[int]) -> Any:
-    from datasets import Dataset
-
-    rows = [
-        {"prompt": prompt.text, "options": list(prompt.options), "gold": gold}
-        for prompt, gold in zip(prompts, golds, strict=True)
-    ]
-    return _task_class()(
-        config={
-            "task": "exam",
-            "custom_dataset": lambda: {"test": Dataset.from_list(rows)},
-            "test_split": "test",
-            "output_type": "multiple_choice",
-            "doc_to_text": "prompt",
-            "doc_to_choice": "options",
-            "doc_to_target": "gold",
-            "target_delimiter": "",
-            "num_fewshot": 0,
-            "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
-        }
-    )
-
-
-@cache
-def _task_class() -> Any:
-    from lm_eval.api.task import ConfigurableTask
-
-    stock: Any = ConfigurableTask
-
-    class ExamTask(stock):
-        """A task whose prompts are ready, so that there is no context to build around them."""
-
-        def build_all_requests(self, **_: Any) -> None:
-            self._instances = [
-                instance
-                for row, doc in enumerate(self.eval_docs)
-                for instance in self.construct_requests(
-                    doc=doc, ctx=self.doc_to_text(doc), metadata=("exam", row, 1)
-                )
-            ]
-
-    return ExamTask
+def begins_with_bos(tokenizer: Any, text: str, add_bos: bool | None) -> bool:
+    """Whether the first token that a model reads of a text is the begin-of-text token."""
+    begin = tokenizer.bos_token
+    if begin is None:
+        return False
+    if text.startswith(begin):
+        return True
+    options = {} if add_bos is None else {"add_special_tokens": add_bos}
+    return tokenizer(text, **options)["input_ids"][:1] == [tokenizer.bos_token_id]

@@ -1,21 +1,18 @@
-"""The model that answers: lm-evaluation-harness's own Hugging Face model, kept between calls."""
+"""The model that answers, kept between calls: one of lm-evaluation-harness's classes, or ours."""
 
 import gc
-import logging
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from functools import cache
+import importlib.util
+import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from kinject_assets.core.errors import ModelError
+from kinject_assets.core.scoring.tasks import quiet
 from kinject_assets.core.training.models import load_model, load_tokenizer, resolve_device
 
-if TYPE_CHECKING:
-    from lm_eval.models.huggingface import HFLM
+ENGINES = ("hf-prefix", "hf", "vllm")
 
-ENGINE = "lm-eval hf"
-
-_loaded: dict[tuple[Any, ...], "HFLM"] = {}
+_loaded: dict[tuple[Any, ...], Any] = {}
 
 
 def load_lm(
@@ -27,7 +24,9 @@ def load_lm(
     batch_size: int = 16,
     checkpoint: str = "",
     adapter: bool = False,
-) -> "HFLM":
+    engine: str = "hf-prefix",
+    add_bos: bool | None = None,
+) -> Any:
     """Loads a model for scoring, or gives the one that this process loaded last.
 
     One model is kept: base and rag answers, or ft and ft_rag answers, load it once between them.
@@ -37,49 +36,110 @@ def load_lm(
         revision: Revision of a hub id.
         dtype: `float32`, `bfloat16` or `float16`.
         device: `auto`, `cpu`, `cuda`, `cuda:0`, ...
-        batch_size: Inputs a forward pass.
+        batch_size: Memory of a batch, in inputs of full length.
         checkpoint: Folder of a trained model; empty for the base model.
         adapter: The checkpoint is an adapter on the base model.
+        engine: `hf-prefix`, `hf` or `vllm`.
+        add_bos: A begin-of-text token first; `None`: as the tokenizer does.
+
+    Returns:
+        A model of lm-eval: `PrefixLM`, or its own `VLLM`.
 
     Raises:
         ModelError: If it cannot be loaded.
     """
-    target = resolve_device(device)
-    source = checkpoint if checkpoint and not adapter else base
-    key = (source, checkpoint, adapter, revision, dtype, str(target), _stamp(source, checkpoint))
+    source = source_of(base, checkpoint, adapter)
+    key = (source, checkpoint, adapter, revision, dtype, device, engine, add_bos)
+    key = (*key, _stamp(source, checkpoint))
     if key not in _loaded:
         release()
-        model = load_model(
-            source,
-            revision=revision if source == base else None,
-            dtype=dtype,
-            device=str(target),
-            adapter=checkpoint if adapter else "",
+        pinned = revision if source == base else None
+        loader = _vllm if engine == "vllm" else _hugging_face
+        _loaded[key] = loader(
+            source, pinned, dtype, device, checkpoint if adapter else "", engine, add_bos
         )
-        tokenizer = load_tokenizer(source, revision if source == base else None)
-        with quiet():
-            # Scores of half-precision models are summed in full precision.
-            _loaded[key] = _exam_lm()(
-                pretrained=model,
-                tokenizer=tokenizer,
-                batch_size=batch_size,
-                softmax_dtype="float32",
-            )
-    lm: Any = _loaded[key]
-    lm.batch_size_per_gpu = batch_size
+    lm = _loaded[key]
+    if engine != "vllm":
+        lm.batch_size_per_gpu = batch_size
     return lm
 
 
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keeps lm-eval's notes on its own defaults out of the log."""
-    logger = logging.getLogger("lm_eval")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
+def source_of(base: str, checkpoint: str, adapter: bool) -> str:
+    """Folder or hub id of the full model and its tokenizer."""
+    return checkpoint if checkpoint and not adapter else base
+
+
+def _hugging_face(
+    source: str,
+    revision: str | None,
+    dtype: str,
+    device: str,
+    adapter: str,
+    engine: str,
+    add_bos: bool | None,
+) -> Any:
+    from kinject_assets.core.scoring.hf_prefix import PrefixLM
+
+    model = load_model(
+        source, revision=revision, dtype=dtype, device=str(resolve_device(device)), adapter=adapter
+    )
+    with quiet():
+        # Scores of half-precision models are summed in full precision.
+        lm = PrefixLM(
+            pretrained=model,
+            tokenizer=load_tokenizer(source, revision),
+            softmax_dtype="float32",
+            add_bos_token=add_bos,
+        )
+    lm.bars = False
+    if engine == "hf":
+        lm.unshared = "the engine `hf` was chosen"
+    return lm
+
+
+def vllm_arguments(
+    source: str, revision: str | None, dtype: str, adapter: str, add_bos: bool | None
+) -> dict[str, Any]:
+    """What lm-eval's `VLLM` is constructed with: shared prefixes are kept by vLLM itself."""
+    lora: dict[str, Any] = {}
+    if adapter:
+        rank = json.loads((Path(adapter) / "adapter_config.json").read_text())["r"]
+        lora = {"lora_local_path": adapter, "max_lora_rank": rank}
+    return {
+        "pretrained": source,
+        "revision": revision,
+        "tokenizer_revision": revision,
+        "dtype": dtype,
+        "trust_remote_code": False,
+        "enable_prefix_caching": True,
+        "add_bos_token": add_bos,
+        **lora,
+    }
+
+
+def _vllm(
+    source: str,
+    revision: str | None,
+    dtype: str,
+    device: str,
+    adapter: str,
+    engine: str,
+    add_bos: bool | None,
+) -> Any:
+    if importlib.util.find_spec("vllm") is None:
+        raise ModelError(
+            f"scoring.engine: `{engine}` needs vLLM, which is not installed. Install it on a "
+            "machine with CUDA (`pip install kinject[vllm]`), or set scoring.engine to `hf-prefix`."
+        )
+    if resolve_device(device).type != "cuda":
+        raise ModelError(
+            f"scoring.engine: `{engine}` runs on CUDA alone, and scoring.device is `{device}` "
+            "here. Set scoring.engine to `hf-prefix`."
+        )
+    from lm_eval.models.vllm_causallms import VLLM
+
+    with quiet():
+        return VLLM(**vllm_arguments(source, revision, dtype, adapter, add_bos))
 
 
 def release() -> None:
@@ -100,63 +160,3 @@ def _stamp(*folders: str) -> tuple[int, ...]:
         if folder and Path(folder).is_dir()
         for path in sorted(Path(folder).glob("*.safetensors"))
     )
-
-
-@cache
-def _exam_lm() -> Any:
-    """HFLM that tokenises a condition's texts together and draws no progress bars."""
-    from lm_eval.models.huggingface import HFLM
-
-    stock: Any = HFLM
-
-    class ExamLM(stock):
-        """HFLM with a memory for encodings.
-
-        lm-eval encodes a prompt once for each option, one text at a time. All of them are handed to
-        the tokenizer at once here, with the same result.
-
-        Attributes:
-            on_inputs: Called before each batch with the number of inputs given to the model so far.
-        """
-
-        def __init__(self, **options: Any) -> None:
-            super().__init__(**options)
-            self.encodings: dict[str, list[int]] = {}
-            self.on_inputs: Callable[[int], None] = lambda count: None
-            self._inputs = 0
-
-        def encode_all(self, texts: Iterable[str]) -> None:
-            """Encodes texts that the next calls will ask for."""
-            begin = self.tokenizer.bos_token
-            # A text that starts with the begin token's own spelling gets none in front: that case
-            # is left to lm-eval.
-            new = [
-                text
-                for text in dict.fromkeys(texts)
-                if text not in self.encodings and not (begin and text.startswith(begin))
-            ]
-            if new:
-                ids = self.tokenizer(new, verbose=False)["input_ids"]
-                self.encodings |= dict(zip(new, ids, strict=True))
-
-        def tok_encode(
-            self, string: str, add_special_tokens: bool | None = None, **options: Any
-        ) -> list[int]:
-            if add_special_tokens is None and not options and string in self.encodings:
-                return self.encodings[string]
-            return super().tok_encode(string, add_special_tokens, **options)
-
-        def _model_call(self, inps: Any, *rest: Any, **options: Any) -> Any:
-            self._inputs += len(inps)
-            self.on_inputs(self._inputs)
-            return super()._model_call(inps, *rest, **options)
-
-        def loglikelihood(
-            self, requests: list[Any], disable_tqdm: bool = True
-        ) -> list[tuple[float, bool]]:
-            self._inputs = 0
-            pairs = [request.args for request in requests]
-            self.encode_all(text for a, b in pairs for text in (a.rstrip(), a, a + b))
-            return super().loglikelihood(requests, disable_tqdm=True)
-
-    return ExamLM

@@ -3,7 +3,7 @@
 The formats are those of lm-evaluation-harness: `letter` is `mmlu_*` (options are shown, the letter
 is scored), `text` is `mmlu_continuation_*` (the option's text is scored). The parts of a prompt
 stand in the order description, shots, retrieved chunks (best first), question, a blank line between
-any two.
+any two. With a chat template all of it is the user's turn, and the option is how the answer begins.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,6 +15,14 @@ from kinject_assets.core.schema import Question
 LETTERS = "ABCDEFGH"
 BETWEEN = "\n\n"
 
+Wrap = Callable[[str], str]
+"""Puts a prompt into a chat template."""
+
+
+def plain(text: str) -> str:
+    """No chat template."""
+    return text
+
 
 @dataclass(frozen=True)
 class Prompt:
@@ -24,6 +32,7 @@ class Prompt:
         shots: Solved examples.
         chunks: Retrieved texts, best first.
         options: Continuations that are scored, each with its leading space.
+        wrap: Chat template around all but the option.
     """
 
     description: str
@@ -31,12 +40,18 @@ class Prompt:
     chunks: tuple[str, ...]
     question: str
     options: tuple[str, ...]
+    wrap: Wrap = plain
 
     @property
     def text(self) -> str:
         """All in front of an option."""
         parts = [*self.shots, *self.chunks, self.question]
-        return self.description + BETWEEN.join(parts)
+        return self.wrap(self.description + BETWEEN.join(parts))
+
+    @property
+    def head(self) -> str:
+        """What it has in common with every question that is asked with the same shots."""
+        return self.description + "".join(f"{shot}{BETWEEN}" for shot in self.shots)
 
 
 def describe(subject: str, choice_format: str) -> str:
@@ -63,6 +78,19 @@ def continuations(question: Question, choice_format: str) -> tuple[str, ...]:
     return tuple(f" {letter}" for letter in LETTERS[: len(question.options)])
 
 
+def turned(question: Question, order: int) -> Question:
+    """The question with its options in another cyclic order.
+
+    Order r shows option (place + r) mod n at a place; order 0 is the question as it is.
+    """
+    n = len(question.options)
+    return replace(
+        question,
+        options=[question.options[(place + order) % n] for place in range(n)],
+        gold=(question.gold - order) % n,
+    )
+
+
 def solve(question: Question, choice_format: str) -> str:
     """A question with its right answer: a shot."""
     return ask(question, choice_format) + continuations(question, choice_format)[question.gold]
@@ -74,6 +102,7 @@ def build(
     shots: Sequence[Question] = (),
     chunks: Sequence[str] = (),
     subject: str = "",
+    wrap: Wrap = plain,
 ) -> Prompt:
     """The full prompt of a question.
 
@@ -83,13 +112,16 @@ def build(
         shots: Solved in this order.
         chunks: Best first.
         subject: MMLU subject for the description; empty for none.
+        wrap: Chat template; an option then has no leading space, as in lm-eval.
     """
+    options = continuations(question, choice_format)
     return Prompt(
         description=describe(subject, choice_format) if subject else "",
         shots=tuple(solve(shot, choice_format) for shot in shots),
         chunks=tuple(chunk.strip() for chunk in chunks),
         question=ask(question, choice_format),
-        options=continuations(question, choice_format),
+        options=options if wrap is plain else tuple(option.strip() for option in options),
+        wrap=wrap,
     )
 
 

@@ -5,16 +5,24 @@ any data is seen.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import permutations
 
 from kinject_assets.config import RecipeSpec
 from kinject_assets.core.schema import Condition
 from kinject_assets.core.statistics.intervals import paired_difference
-from kinject_assets.core.statistics.power import ALPHA, detectable_difference
+from kinject_assets.core.statistics.power import (
+    ALPHA,
+    WORTHWHILE,
+    detectable_difference,
+    questions_needed,
+)
 from kinject_assets.core.statistics.selection import KRule
 from kinject_assets.core.statistics.tests import holm, mcnemar
+
+ALL = "all"
+"""The stratum of all questions."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +37,10 @@ class System:
     condition: Condition
     k_rule: KRule
     outcomes: Mapping[str, bool]
+
+    def within(self, questions: Container[str]) -> "System":
+        """The same on some of the questions; K stays as it was chosen on all."""
+        return replace(self, outcomes={q: o for q, o in self.outcomes.items() if q in questions})
 
     @property
     def recipe(self) -> RecipeSpec | None:
@@ -48,7 +60,11 @@ class Comparison:
         p_value: McNemar's exact test.
         p_adjusted: The same after Holm's adjustment within the family.
         detectable_difference: What would have been found with 80 % power at this n and
-            discordance; `None` when nothing could have been.
+            discordance, at the strictest level that Holm's procedure applies in the family;
+            `None` when nothing could have been.
+        more_questions: Further questions that would show a difference of `WORTHWHILE` with the
+            same power at the same level; 0 when there are enough, `None` when it would take too
+            many to say.
         verdict: About A, by `p_adjusted` at 5 %.
     """
 
@@ -66,6 +82,7 @@ class Comparison:
     p_value: float
     p_adjusted: float
     detectable_difference: float | None
+    more_questions: int | None
     verdict: str
 
 
@@ -81,7 +98,8 @@ def _methods(a: System, b: System, first: str, second: str) -> bool:
     return (a.condition.method, b.condition.method) == (first, second) and _same_shots(a, b)
 
 
-def _is_control(system: System) -> bool:
+def is_control(system: System) -> bool:
+    """It was trained on repeated text, to be compared with paraphrases alone."""
     return system.recipe is not None and system.recipe.control_of is not None
 
 
@@ -99,7 +117,7 @@ def _recipes_match(a: System, b: System) -> bool:
 
 
 def _par_vs_reg(a: System, b: System) -> bool:
-    if a.recipe is None or b.recipe is None or _is_control(a) or _is_control(b):
+    if a.recipe is None or b.recipe is None or is_control(a) or is_control(b):
         return False
     return _recipes_match(a, b) and a.recipe.n_paraphrases > b.recipe.n_paraphrases == 0
 
@@ -130,15 +148,16 @@ class Family:
     Attributes:
         name: Name in the table `comparisons`.
         question: What it asks.
-        pairs: Whether A and B are compared; corpus, model, choice format, rotation and engine are
-            always the same.
+        pairs: Whether A and B are compared; what `setting` names is always the same.
         k_rule: Whose answers stand for the conditions that retrieve.
+        strata: Also asked of each stratum of the questions.
     """
 
     name: str
     question: str
     pairs: Callable[[System, System], bool]
     k_rule: KRule = "cross_fitted"
+    strata: bool = True
 
 
 FAMILIES: tuple[Family, ...] = (
@@ -146,18 +165,18 @@ FAMILIES: tuple[Family, ...] = (
     Family(
         "ft_vs_base",
         "Does fine-tuning help?",
-        lambda a, b: _methods(a, b, "ft", "base") and not _is_control(a),
+        lambda a, b: _methods(a, b, "ft", "base") and not is_control(a),
     ),
     Family(
         "rag_vs_ft",
         "Is retrieval better than fine-tuning?",
-        lambda a, b: _methods(a, b, "rag", "ft") and not _is_control(b),
+        lambda a, b: _methods(a, b, "rag", "ft") and not is_control(b),
     ),
     Family(
         "ft_rag_vs_rag",
         "Does fine-tuning help where retrieval is used?",
         lambda a, b: (
-            _methods(a, b, "ft_rag", "rag") and _same_retrieval(a, b) and not _is_control(a)
+            _methods(a, b, "ft_rag", "rag") and _same_retrieval(a, b) and not is_control(a)
         ),
     ),
     Family(
@@ -166,7 +185,7 @@ FAMILIES: tuple[Family, ...] = (
         lambda a, b: (
             _methods(a, b, "ft_rag", "ft")
             and a.condition.recipe == b.condition.recipe
-            and not _is_control(a)
+            and not is_control(a)
         ),
     ),
     Family("par_vs_reg", "Does training on paraphrases help?", _par_vs_reg),
@@ -176,12 +195,13 @@ FAMILIES: tuple[Family, ...] = (
         _par_vs_control,
     ),
     Family("shots", "Do few-shot examples help?", _more_shots),
-    Family("k", "Does it matter how many chunks are retrieved?", _larger_k, "fixed"),
+    # K is chosen on all questions: what it does within a stratum decides nothing.
+    Family("k", "Does it matter how many chunks are retrieved?", _larger_k, "fixed", strata=False),
 )
 
 
 def compare(a: System, b: System, family: str, stratum: str) -> Comparison | None:
-    """One comparison, not yet adjusted; `None` if no question was answered by both."""
+    """One comparison, not yet adjusted or judged; `None` if both answered no question."""
     shared = a.outcomes.keys() & b.outcomes.keys()
     if not shared:
         return None
@@ -204,7 +224,8 @@ def compare(a: System, b: System, family: str, stratum: str) -> Comparison | Non
         ci_high=interval.high,
         p_value=p_value,
         p_adjusted=p_value,
-        detectable_difference=detectable_difference(n, only_a + only_b),
+        detectable_difference=None,
+        more_questions=None,
         verdict="",
     )
 
@@ -219,20 +240,54 @@ def verdict_text(comparison: Comparison) -> str:
 
 
 def adjusted(comparisons: Sequence[Comparison]) -> list[Comparison]:
-    """Comparisons of one family with adjusted p-values and verdicts."""
+    """Comparisons of one family with adjusted p-values, what they could have shown, and verdicts.
+
+    What could have been shown is asked at the level of Holm's first step: a difference found there
+    is found whatever the other comparisons of the family give.
+    """
     p_values = holm([c.p_value for c in comparisons])
-    found = (replace(c, p_adjusted=p) for c, p in zip(comparisons, p_values, strict=True))
-    return [replace(c, verdict=verdict_text(c)) for c in found]
+    found: list[Comparison] = []
+    for c, p_value in zip(comparisons, p_values, strict=True):
+        alpha, discordant = ALPHA / len(comparisons), c.only_a + c.only_b
+        needed = questions_needed(discordant / c.n, WORTHWHILE, alpha=alpha)
+        judged = replace(
+            c,
+            p_adjusted=p_value,
+            detectable_difference=detectable_difference(c.n, discordant, alpha=alpha),
+            more_questions=None if needed is None else max(0, needed - c.n),
+        )
+        found.append(replace(judged, verdict=verdict_text(judged)))
+    return found
 
 
-def compare_all(systems: Iterable[System], stratum: str = "all") -> list[Comparison]:
-    """Every comparison that the families declare, in the families' order."""
+def setting(condition: Condition) -> tuple[object, ...]:
+    """What two conditions must share to be compared at all."""
+    c = condition
+    return (
+        c.corpus,
+        c.model,
+        c.choice_format,
+        c.rotation,
+        c.engine,
+        c.chat_template,
+        c.bos,
+    )
+
+
+def compare_all(systems: Iterable[System], stratum: str = ALL) -> list[Comparison]:
+    """Every comparison that the families declare, in the families' order.
+
+    Args:
+        systems: Conditions with their outcomes, of the questions of one stratum.
+        stratum: Its name.
+    """
     groups: dict[tuple[object, ...], list[System]] = defaultdict(list)
     for system in systems:
-        c = system.condition
-        groups[c.corpus, c.model, c.choice_format, c.rotation, c.engine].append(system)
+        groups[setting(system.condition)].append(system)
     found: list[Comparison] = []
     for family in FAMILIES:
+        if stratum != ALL and not family.strata:
+            continue
         members = [
             comparison
             for group in groups.values()

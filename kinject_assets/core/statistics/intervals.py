@@ -20,7 +20,7 @@ def critical_value(level: float = LEVEL) -> float:
     return NormalDist().inv_cdf((1 + level) / 2)
 
 
-def wilson(correct: int, n: int, level: float = LEVEL) -> Interval:
+def wilson(correct: float, n: float, level: float = LEVEL) -> Interval:
     """Wilson's score interval of an accuracy; the whole range when there are no questions."""
     import numpy as np
     from statsmodels.stats.proportion import proportion_confint

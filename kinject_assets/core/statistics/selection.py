@@ -30,7 +30,7 @@ class Choice:
     Attributes:
         by_fold: Fold -> K chosen on all the other folds.
         k: K chosen in most folds, the smaller of equals.
-        stability: Share of folds that chose `k`.
+        stability: Share of the folds that chose `k`.
     """
 
     by_fold: dict[int, int]
@@ -52,7 +52,7 @@ def cross_fit(
         outcomes: K -> question -> answered correctly. Questions without an answer under every K
             are left out of the choice.
         fold: Question -> fold in 0..folds-1.
-        folds: Number of folds.
+        folds: Number of folds; those without a question choose nothing.
     """
     shared = set.intersection(*(set(answers) for answers in outcomes.values()))
     per_fold = {k: [0] * folds for k in outcomes}
@@ -61,11 +61,11 @@ def cross_fit(
             per_fold[k][fold[unit]] += answers[unit]
     by_fold = {
         left_out: best_k({k: sum(c) - c[left_out] for k, c in per_fold.items()})
-        for left_out in range(folds)
+        for left_out in sorted(set(fold.values()))
     }
     counts = Counter(by_fold.values())
     k = best_k(counts)
-    return Choice(by_fold, k, counts[k] / folds)
+    return Choice(by_fold, k, counts[k] / len(by_fold))
 
 
 def cross_fitted_outcomes(

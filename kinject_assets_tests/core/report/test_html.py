@@ -126,3 +126,74 @@ def test_no_database_is_said(tmp_path: Path) -> None:
 def test_verdict_sentence(verdicts: list[str], lead: str) -> None:
     rows = [{"family": "rag_vs_ft", "verdict": v, "difference": 0.1} for v in verdicts]
     assert lead in verdict_sentence(rows)
+
+
+@pytest.fixture(scope="module")
+def rich_page(rich: Store, tmp_path_factory: pytest.TempPathFactory) -> str:
+    out = tmp_path_factory.mktemp("rich") / "report.html"
+    write_report(rich.root / DATABASE, synthetic.profile(), out)
+    return out.read_text(encoding="utf-8")
+
+
+def _section(page: str, name: str) -> str:
+    found = re.search(rf'<section id="{name}">(.*?)</section>', page, re.S)
+    return found[1] if found else ""
+
+
+def test_accuracy_by_kind_of_question(rich: Store, rich_page: str, page: str) -> None:
+    section = _section(rich_page, "kinds")
+    scores = fetch(
+        rich.root / DATABASE,
+        "SELECT * FROM scores WHERE k_rule = 'cross_fitted' AND main AND shots = 0 "
+        "AND corpus = 'events-2031-04' AND method IN ('base', 'rag')",
+    ).dicts()
+    assert {s["stratum"] for s in scores} == {"all", *synthetic.TRIAGE}
+    for s in scores:
+        assert f"{s['accuracy']:.3f} [{s['ci_low']:.2f}, {s['ci_high']:.2f}] of {s['n']}" in section
+    assert "rivers" not in section
+    assert not _section(page, "kinds") and "#kinds" not in page
+    assert _Page(rich_page).open == []
+
+
+def test_seeds_are_shown_where_there_are_any(rich: Store, rich_page: str, page: str) -> None:
+    section = _section(rich_page, "seeds")
+    rows = fetch(
+        rich.root / DATABASE,
+        "SELECT * FROM pooled WHERE stratum = 'all' AND k_rule = 'cross_fitted'",
+    ).dicts()
+    assert rows
+    for row in rows:
+        assert f"{row['accuracy']:.3f} [{row['ci_low']:.2f}, {row['ci_high']:.2f}]" in section
+        assert ", ".join(f"{accuracy:.3f}" for accuracy in row["accuracies"]) in section
+        assert (row["verdict"] or "not tested") in section
+    assert not _section(page, "seeds") and "#seeds" not in page
+
+
+def test_collapsed_letters_are_named(rich_page: str, page: str) -> None:
+    section = _section(rich_page, "letters")
+    assert "1 of " in section and "stuck" in section and "one letter" in section
+    assert ">100 %<" in section and ">25 %<" in section
+    section = _section(page, "letters")
+    assert "None of 56 conditions has collapsed" in section
+    assert "<table>" not in section
+
+
+def test_comparisons_say_how_many_questions_are_missing(rich: Store, rich_page: str) -> None:
+    section = _section(rich_page, "comparisons")
+    assert "Questions to see 5 points" in section
+    rows = fetch(
+        rich.root / DATABASE,
+        "SELECT more_questions FROM comparisons WHERE stratum = 'all' AND family <> 'k'",
+    ).rows
+    assert section.count(" more<") == sum(bool(more) for (more,) in rows) > 0
+    for (more,) in rows:
+        assert f"{more} more<" in section
+
+
+def test_optimism_is_a_number(rich: Store, rich_page: str) -> None:
+    gaps = fetch(
+        rich.root / DATABASE, "SELECT gap FROM optimism WHERE main AND stratum = 'all'"
+    ).rows
+    mean = sum(gap for (gap,) in gaps) / len(gaps)
+    section = _section(rich_page, "k")
+    assert f"<strong>{mean:+.3f}</strong> in accuracy over {len(gaps)} rows" in section

@@ -25,6 +25,14 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Store:
     return store
 
 
+@pytest.fixture(scope="session")
+def rich(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """A lake with seeds, triage and a stuck model, with its database; read it only."""
+    store = synthetic.write_rich_lake(tmp_path_factory.mktemp("rich"))
+    build_database(store, synthetic.profile(), references=REFERENCES)
+    return store
+
+
 @pytest.fixture
 def lake(built: Store, tmp_path: Path) -> Store:
     """A copy of the lake that a test may break."""

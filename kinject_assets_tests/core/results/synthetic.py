@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from kinject_assets.config import Profile
+from kinject_assets.config import Profile, RecipeSpec
 from kinject_assets.core import schema
 from kinject_assets.core.manifest import content_hash
 from kinject_assets.core.store import Cell, Store, write_rows
@@ -21,6 +21,8 @@ RECIPES = {
 }
 KS = (1, 2, 3)
 QUESTIONS = 60
+TRIAGE = {"new": 30, "inferable": 15, "known": 10, "broken": 5}
+"""Stratum -> how many of the test questions of the events it holds."""
 SKILL = {"base": 0.3, "rag": 0.8, "ft": 0.45, "ft_rag": 0.75}
 
 
@@ -127,7 +129,7 @@ def condition(corpus: str, method: str, k: int, shots: int, recipe: str) -> sche
         corpus=corpus,
         model=MODEL,
         recipe=recipe,
-        seed=0,
+        seed=RecipeSpec.parse(recipe).seed if recipe else 0,
         method=method,
         shots=shots,
         k=k,
@@ -148,21 +150,24 @@ def answers(
     found: list[schema.Answer] = []
     for c in conditions:
         draw = random.Random(f"{c.corpus}{c.method}{c.k}{c.shots}{c.recipe}")
-        skill = SKILL[c.method] + 0.1 * (c.k == 2) + 0.02 * int(c.recipe[-2:] or 0)
+        paraphrases = RecipeSpec.parse(c.recipe).n_paraphrases if c.recipe else 0
+        skill = SKILL[c.method] + 0.1 * (c.k == 2) + 0.02 * paraphrases
         for q in questions:
             correct = draw.random() < skill
+            choice = q.gold if correct else (q.gold + 1) % 4
             found.append(
                 schema.Answer(
                     condition_id=c.condition_id,
                     question_id=q.question_id,
                     answer_id=content_hash(c.condition_id, q.question_id),
-                    choice=q.gold if correct else (q.gold + 1) % 4,
+                    choice=choice,
                     gold=q.gold,
                     correct=correct,
                     logliks=[0.0, -1.0, -2.0, -3.0],
                     truncated_tokens=0,
                     checkpoint_id=checkpoint_id,
                     run_id="run",
+                    places=[choice],
                 )
             )
     return found
@@ -374,4 +379,88 @@ def write_lake(root: Path) -> Store:
     store = Store(root)
     for corpus, numbers in zip(CORPORA, (range(0, 10), range(2, 14)), strict=True):
         _write_corpus(store, corpus, list(numbers))
+    return store
+
+
+def add_seeds(store: Store, corpus: str, recipes: Sequence[str]) -> None:
+    """Answers of checkpoints that differ from a recipe of the lake in their seed."""
+    questions = store.rows(Cell("questions", (corpus,)), "questions", schema.Question)
+    for recipe in recipes:
+        for method, ks in (("ft", (0,)), ("ft_rag", KS)):
+            conditions = [condition(corpus, method, k, 0, recipe) for k in ks]
+            publish(
+                store,
+                Cell(f"answers_{method}", (corpus, f"{MODEL}.{recipe}")),
+                {
+                    "answers": (schema.Answer, answers(conditions, questions, f"ck-{recipe}")),
+                    "conditions": (schema.Condition, conditions),
+                },
+            )
+
+
+def add_triage(store: Store, corpus: str) -> None:
+    """What triage found of a corpus's questions, in the order of `TRIAGE`."""
+    strata = [name for name, count in TRIAGE.items() for _ in range(count)]
+    rows = [
+        schema.Triage(
+            question_id=f"q-{corpus}-{number}",
+            stratum=stratum,
+            closed_book=0.3,
+            options_only=0.25,
+            question_only=0.2,
+            open_book=0.9,
+            rival=0.05,
+            models=1,
+        )
+        for number, stratum in enumerate(strata)
+    ]
+    publish(store, Cell("triage", (corpus,)), {"triage": (schema.Triage, rows)})
+
+
+def add_stuck_model(store: Store, corpus: str) -> None:
+    """A model that answers A whatever the order of the options is."""
+    questions = store.rows(Cell("questions", (corpus,)), "questions", schema.Question)
+    stuck = schema.Condition.of(
+        corpus=corpus,
+        model="stuck",
+        recipe="",
+        seed=0,
+        method="base",
+        shots=0,
+        k=0,
+        retriever="",
+        query="",
+        choice_format="letter",
+        rotation=True,
+        engine="test",
+    )
+    rows = [
+        schema.Answer(
+            condition_id=stuck.condition_id,
+            question_id=q.question_id,
+            answer_id=content_hash(stuck.condition_id, q.question_id),
+            choice=0,
+            gold=q.gold,
+            correct=q.gold == 0,
+            logliks=[-1.0] * 4,
+            truncated_tokens=0,
+            checkpoint_id="",
+            run_id="run",
+            places=[0] * 4,
+        )
+        for q in questions
+    ]
+    publish(
+        store,
+        Cell("answers_base", (corpus, "stuck")),
+        {"answers": (schema.Answer, rows), "conditions": (schema.Condition, [stuck])},
+    )
+
+
+def write_rich_lake(root: Path) -> Store:
+    """The lake with two more seeds, triage, and a model that is stuck on a letter."""
+    store = write_lake(root)
+    add_seeds(store, "events-2031-04", ("full.p04.s1", "full.p04.s2", "full.r04.s1"))
+    add_triage(store, "events-2031-04")
+    add_stuck_model(store, "rivers")
     return store

@@ -35,8 +35,15 @@ CONTRACT = {
     "scores": "condition_id k_rule stratum corpus model recipe seed method shots k retriever "
     "query choice_format rotation engine n accuracy ci_low ci_high above_chance relative_gain",
     "comparisons": "condition_a condition_b stratum family n only_a only_b difference ci_low "
-    "ci_high p_value p_adjusted detectable_difference verdict",
-    "claims": "claim statement verdict evidence",
+    "ci_high p_value p_adjusted detectable_difference more_questions verdict",
+    "pooled": "corpus model recipe method shots k_rule k stratum choice_format rotation engine "
+    "retriever query chat_template bos seeds ks accuracies n accuracy ci_low ci_high seed_sd "
+    "reference_id difference p_value p_adjusted verdict",
+    "letter_bias": "condition_id place letter shown gold chosen collapsed collapse",
+    "triage": "question_id stratum closed_book options_only question_only open_book rival models",
+    "optimism": "corpus model recipe method shots k_cross_fitted stability cross_fitted "
+    "k_test_best test_best gap",
+    "claims": "claim statement verdict evidence family aggregation rule",
     "generations": "generation_id purpose model attempt input_tokens output_tokens cost_usd "
     "seconds state created_at",
     "models": "model source revision architecture parameters knowledge_cutoff",

@@ -7,8 +7,18 @@ import pytest
 
 from kinject_assets.core.errors import BrokenArtefact, KinjectError, MissingArtefact
 from kinject_assets.core.results.loader import DATABASE
-from kinject_assets.core.results.tables import QueryError, Result, format_tables, query, render
+from kinject_assets.core.results.tables import (
+    QueryError,
+    Result,
+    format_tables,
+    published_text,
+    query,
+    render,
+    rules_text,
+)
+from kinject_assets.core.statistics.claims import RULES
 from kinject_assets.core.store import Store
+from kinject_assets_tests.core.results.fixtures import REFERENCES
 
 
 def test_text_fits_a_terminal_and_has_intervals(built: Store) -> None:
@@ -82,3 +92,26 @@ def test_long_text_is_wrapped_and_markdown_is_escaped() -> None:
     assert " ".join(text.split()).count("word39") == 1
     assert "a\\|b c" in render(result, "markdown")
     assert render(Result(("a",), []), "text").splitlines() == ["a", "-"]
+
+
+def test_declared_rules_need_no_results() -> None:
+    declared = json.loads(rules_text("json"))
+    assert [r["claim"] for r in declared] == [rule.claim for rule in RULES]
+    assert [r["rule"] for r in declared] == [rule.rule for rule in RULES]
+    text = rules_text()
+    assert all(text.count(f"{rule.claim} ") == 1 for rule in RULES)
+    assert text.count(" aggregation ") == len(RULES)
+    assert max(map(len, text.splitlines())) <= 110
+
+
+def test_published_tables_are_judged_and_their_facts_computed() -> None:
+    text = published_text(REFERENCES)
+    assert "30 of 30 rows" in text
+    assert "RAG +11.95 %, FT +3.27 %, FT + RAG +10.49 %" in text
+    assert "5, mean relative gain +8.29 %" in text
+    assert "above RAG in 2 rows" in text
+    assert text.count("replicated") == 6 and text.count("not tested") == 1
+    found = json.loads(published_text(REFERENCES, "json"))
+    assert found["facts"]["rag_is_best_k"] == 30
+    assert len(found["claims"]) == len(RULES)
+    assert "fact\n" in published_text(REFERENCES, "csv")

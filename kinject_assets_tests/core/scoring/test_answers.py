@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from kinject_assets.core.schema import Answer, Chunk, Condition, Question, Retri
 from kinject_assets.core.scoring import answers as module
 from kinject_assets.core.scoring.answers import ScoreRequest, score
 from kinject_assets.core.scoring.lm import load_lm, release
-from kinject_assets.core.scoring.prompts import LETTERS
+from kinject_assets.core.scoring.prompts import LETTERS, turned
 from kinject_assets.core.store import read_rows, write_rows
 from kinject_assets.core.training.models import load_model, load_tokenizer
 from kinject_assets.lab.pretrain import build_tokenizer
@@ -65,7 +66,7 @@ def test_logliks_are_those_of_the_definition(
     request = request_of(
         method="rag" if k else "base", shots=(0, 2), k=(k,), choice_format=choice_format
     )
-    conditions, answers = score(request)
+    conditions, answers, *_ = score(request)
     assert [(c.shots, c.k) for c in conditions] == [(0, k), (2, k)]
     for condition in conditions:
         mine = {a.question_id: a for a in answers if a.condition_id == condition.condition_id}
@@ -81,7 +82,7 @@ def test_logliks_are_those_of_the_definition(
 
 def test_rows_are_written_and_name_their_condition(request_of: RequestOf) -> None:
     request = request_of(method="rag", k=(1, 2), run_id="run", shots=(0, 2))
-    conditions, answers = score(request)
+    conditions, answers, *_ = score(request)
     out = Path(request.out)
     assert read_rows(out / "answers.parquet", Answer) == answers
     assert read_rows(out / "conditions.parquet", Condition) == conditions
@@ -89,7 +90,8 @@ def test_rows_are_written_and_name_their_condition(request_of: RequestOf) -> Non
     assert len({a.answer_id for a in answers}) == len(answers) == 4 * 12
     assert {a.run_id for a in answers} == {"run"}
     (base,) = score(request_of(work=request.work))[0]
-    assert (base.retriever, base.query, base.engine) == ("", "", "lm-eval hf")
+    assert (base.retriever, base.query, base.engine) == ("", "", "hf-prefix")
+    assert base.bos and not base.chat_template
 
 
 def test_batches_do_not_change_answers(request_of: RequestOf, tmp_path: Path) -> None:
@@ -104,33 +106,35 @@ class Crash(Exception):
     pass
 
 
-def test_finished_conditions_are_found_again_after_a_crash(
+def test_answered_questions_are_not_asked_again_after_a_crash(
     request_of: RequestOf, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     fields = {"method": "rag", "k": (1, 2), "shots": (0, 2)}
     request = request_of(**fields)
-    real, answered = module.option_logliks, 0
+    monkeypatch.setattr(module, "UNIT_CHARACTERS", 1500)
+    real, asked = module.option_logliks, []
 
-    def dying(*args: Any) -> list[list[float]]:
-        nonlocal answered
-        answered += 1
-        if answered == 3:
+    def dying(lm: Any, exams: Any) -> Any:
+        asked.append([prompt for prompts in exams for prompt in prompts])
+        if len(asked) == 3:
             raise Crash
-        return real(*args)
+        return real(lm, exams)
 
     monkeypatch.setattr(module, "option_logliks", dying)
     with pytest.raises(Crash):
         score(request)
+    release()
     resumed = score(request)[1]
-    assert answered == 5
-    monkeypatch.setattr(module, "option_logliks", real)
+    prompts = [prompt for unit in (*asked[:2], *asked[3:]) for prompt in unit]
+    assert len(asked) > 6
+    assert len(prompts) == len(set(prompts)) == 4 * 12
+    release()
     whole = score(request_of(**fields, work=str(tmp_path / "fresh")))[1]
+    # Units, threads and checkpoint are the same: so is every bit.
     assert resumed == whole
 
 
-def test_a_finished_condition_of_other_questions_is_not_used(
-    request_of: RequestOf, tmp_path: Path
-) -> None:
+def test_answers_to_other_questions_are_not_used(request_of: RequestOf, tmp_path: Path) -> None:
     request = request_of()
     score(request)
     fewer = read_rows(Path(request.questions), Question)[1:]
@@ -160,7 +164,7 @@ def test_prompts_over_the_window_lose_text_and_say_so(
     small.save_pretrained(tmp_path / "small")
     tokenizer.save_pretrained(tmp_path / "small")
     request = request_of(base=str(tmp_path / "small"), method="rag", k=(1, 4), shots=(2,))
-    conditions, answers = score(request)
+    conditions, answers, *_ = score(request)
     one, four = (
         [a for a in answers if a.condition_id == condition.condition_id] for condition in conditions
     )
@@ -228,3 +232,100 @@ def test_requests_that_cannot_be_answered_say_why(request_of: RequestOf, tmp_pat
         score(request_of(method="rag", k=(5,)))
     with pytest.raises(ModelError, match=r"\*\.safetensors"):
         score(request_of(base=str(tmp_path)))
+
+
+def test_all_orders_of_the_options_are_averaged(request_of: RequestOf) -> None:
+    request = request_of(choice_format="letter", rotation=True, method="rag", k=(1,), shots=(2,))
+    (condition,), answers, *_ = score(request)
+    assert condition.rotation
+    questions = {q.question_id: q for q in read_rows(Path(request.questions), Question)}
+    by_order: list[dict[str, list[float]]] = []
+    for order in range(4):
+        turned_questions = [
+            turned(q, order) if q.split == "test" else q for q in questions.values()
+        ]
+        path = Path(request.out) / f"{order}.parquet"
+        write_rows(path, turned_questions, Question)
+        by_order.append(by_hand(replace(request, questions=str(path)), 2, 1))
+    for answer in answers:
+        shown = [found[answer.question_id] for found in by_order]
+        # Order r shows option (place + r) mod 4 at a place.
+        mean = [sum(shown[r][(o - r) % 4] for r in range(4)) / 4 for o in range(4)]
+        assert answer.logliks == pytest.approx(mean, abs=1e-4)
+        assert answer.places == [int(np.argmax(values)) for values in shown]
+        assert answer.choice == int(np.argmax(answer.logliks))
+
+
+def test_rotation_of_options_that_are_not_shown_is_refused(request_of: RequestOf) -> None:
+    with pytest.raises(KinjectError, match=r"scoring\.rotation"):
+        score(request_of(rotation=True))
+
+
+TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}[{{ message.role }}] {{ message.content }}\n"
+    "{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
+)
+
+
+def test_a_chat_template_goes_round_the_prompt(
+    request_of: RequestOf, base: Path, tmp_path: Path
+) -> None:
+    load_model(str(base)).save_pretrained(tmp_path / "chat")
+    tokenizer = load_tokenizer(str(base))
+    with pytest.raises(ModelError, match=r"scoring\.chat_template"):
+        score(request_of(chat_template=True))
+    tokenizer.chat_template = TEMPLATE
+    tokenizer.save_pretrained(tmp_path / "chat")
+    request = request_of(
+        base=str(tmp_path / "chat"), chat_template=True, method="rag", k=(1, 2), shots=(2,)
+    )
+    (first, _), answers, *_ = score(request)
+    assert first.chat_template and first.bos
+    question = next(q for q in read_rows(Path(request.questions), Question) if q.split == "test")
+    solved = [q for q in read_rows(Path(request.questions), Question) if q.split == "shots"][:2]
+    chunks = {c.chunk_id: c.text for c in read_rows(Path(request.chunks), Chunk)}
+    best = next(
+        chunks[r.chunk_id]
+        for r in read_rows(Path(request.retrieved), Retrieved)
+        if r.question_id == question.question_id and r.rank == 1
+    )
+    parts = [f"Question: {q.stem}\nAnswer: {q.options[q.gold]}" for q in solved]
+    content = "\n\n".join([*parts, best, f"Question: {question.stem}\nAnswer:"])
+    prompt = f"{tokenizer.bos_token}[user] {content}\n[assistant]"
+    model = load_model(request.base)
+    start = len(tokenizer(prompt, add_special_tokens=False)["input_ids"])
+    expected = []
+    for option in question.options:
+        ids = torch.tensor([tokenizer(prompt + option, add_special_tokens=False)["input_ids"]])
+        with torch.inference_mode():
+            logs = torch.log_softmax(model(ids).logits[0].double(), -1)
+        expected.append(sum(logs[i - 1, ids[0, i]].item() for i in range(start, ids.shape[1])))
+    mine = next(
+        a
+        for a in answers
+        if (a.condition_id, a.question_id) == (first.condition_id, question.question_id)
+    )
+    assert mine.logliks == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize(("add_bos", "recorded"), [(None, True), (True, True), (False, False)])
+def test_the_begin_token_is_recorded(
+    request_of: RequestOf, add_bos: bool | None, recorded: bool
+) -> None:
+    request = request_of(add_bos=add_bos)
+    (condition,), answers, *_ = score(request)
+    assert condition.bos is recorded
+    usual = score(request_of(work=f"{request.work}-usual"))[1]
+    same = [a.logliks == b.logliks for a, b in zip(answers, usual, strict=True)]
+    assert all(same) if recorded else not any(same)
+
+
+def test_the_stock_engine_gives_the_same_answers(request_of: RequestOf, tmp_path: Path) -> None:
+    fields = {"method": "rag", "k": (1, 3), "shots": (0, 2)}
+    ours = score(request_of(**fields))
+    stock = score(request_of(**fields, engine="hf", work=str(tmp_path / "stock")))
+    assert (ours.unshared, stock.unshared) == ("", "the engine `hf` was chosen")
+    assert ours.counts["read"] < ours.counts["tokens"] / 2
+    for one, other in zip(ours.answers, stock.answers, strict=True):
+        assert (one.question_id, one.choice) == (other.question_id, other.choice)
+        assert one.logliks == pytest.approx(other.logliks, abs=1e-4)

@@ -9,8 +9,9 @@ from kinject_assets.core.statistics.claims import (
     Evidence,
     Pair,
     judge,
-    published,
 )
+from kinject_assets.core.statistics.comparisons import FAMILIES
+from kinject_assets.core.statistics.published import published
 
 REFERENCES = Path(__file__).parents[3] / "data" / "reference"
 
@@ -22,9 +23,9 @@ def _verdict(claim: str, evidence: Evidence) -> str:
 
 
 def _pairs(family: str, outcomes: str, table: int = 2, high: float = 0.3) -> list[Pair]:
-    """A row a character: `+` better, `-` worse, `?` undecided."""
-    names: dict[str, Outcome] = {"+": "better", "-": "worse", "?": "undecided"}
-    size = {"+": 0.1, "-": -0.1, "?": 0.01}
+    """A row a character: `+` better, `-` worse, `?` above and `!` below, both undecided."""
+    names: dict[str, Outcome] = {"+": "better", "-": "worse", "?": "undecided", "!": "undecided"}
+    size = {"+": 0.1, "-": -0.1, "?": 0.01, "!": -0.01}
     return [
         Pair(
             family=family,
@@ -61,7 +62,14 @@ def test_without_data_nothing_is_tested() -> None:
 
 @pytest.mark.parametrize(
     ("outcomes", "verdict"),
-    [("++", "replicated"), ("+?", "underpowered"), ("++-", "contradicted")],
+    [
+        ("++", "replicated"),
+        ("+?", "replicated"),
+        ("??", "replicated"),
+        ("+!", "underpowered"),
+        ("++-", "contradicted"),
+        ("!!-", "contradicted"),
+    ],
 )
 def test_every_row(outcomes: str, verdict: str) -> None:
     assert _verdict("rag_above_base", Evidence(_pairs("rag_vs_base", outcomes))) == verdict
@@ -69,7 +77,17 @@ def test_every_row(outcomes: str, verdict: str) -> None:
 
 @pytest.mark.parametrize(
     ("outcomes", "verdict"),
-    [("+++--", "replicated"), ("++---", "contradicted"), ("+????", "underpowered")],
+    [
+        ("+++--", "replicated"),
+        ("+????", "replicated"),
+        ("+++!-", "replicated"),
+        ("++!!-", "underpowered"),
+        ("++---", "contradicted"),
+        # Of few rows, two exceptions would be most.
+        ("?!", "underpowered"),
+        ("?-", "contradicted"),
+        ("??-", "replicated"),
+    ],
 )
 def test_all_but_two(outcomes: str, verdict: str) -> None:
     assert _verdict("rag_not_below_ft", Evidence(_pairs("rag_vs_ft", outcomes, 1))) == verdict
@@ -114,3 +132,25 @@ def test_best_k_needs_tests_where_there_are_answers() -> None:
 
 def test_claims_are_plain_rows() -> None:
     assert all(isinstance(c, Claim) and c.statement and c.evidence for c in judge(Evidence()))
+
+
+def test_point_estimates_alone_contradict_by_their_sign() -> None:
+    def alone(*differences: float) -> Evidence:
+        return Evidence(
+            [
+                Pair(family="rag_vs_base", table=1, row=str(i), difference=d)
+                for i, d in enumerate(differences)
+            ]
+        )
+
+    assert _verdict("rag_above_base", alone(0.1, 0.001)) == "replicated"
+    assert _verdict("rag_above_base", alone(0.1, -0.001)) == "contradicted"
+    assert _verdict("rag_above_base", alone(0.1, 0.0)) == "underpowered"
+
+
+def test_rules_rest_on_declared_families_and_say_what_they_count() -> None:
+    assert {rule.family for rule in RULES} <= {family.name for family in FAMILIES}
+    assert len({rule.claim for rule in RULES}) == len(RULES)
+    for rule in RULES:
+        assert "row" in rule.aggregation
+        assert rule.rule.startswith("replicated: ") and "; contradicted: " in rule.rule

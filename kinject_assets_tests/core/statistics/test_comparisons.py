@@ -1,9 +1,11 @@
 import random
+from dataclasses import replace
 
 import pytest
 
 from kinject_assets.core.schema import Condition
 from kinject_assets.core.statistics.comparisons import FAMILIES, System, compare, compare_all
+from kinject_assets.core.statistics.power import WORTHWHILE, detectable_difference, mcnemar_power
 from kinject_assets.core.statistics.selection import KRule
 from kinject_assets.core.statistics.tests import holm, mcnemar
 
@@ -114,3 +116,60 @@ def test_verdicts_follow_the_adjusted_test_within_a_family() -> None:
 
 def test_family_names_are_unique() -> None:
     assert len({f.name for f in FAMILIES}) == len(FAMILIES)
+
+
+def _at(system: System, **fields: object) -> System:
+    kept = {
+        name: getattr(system.condition, name)
+        for name in system.condition.__dataclass_fields__
+        if name != "condition_id"
+    }
+    return replace(system, condition=Condition.of(**{**kept, **fields}))
+
+
+@pytest.mark.parametrize(
+    "fields", [{"chat_template": True}, {"bos": True}, {"rotation": True}, {"engine": "other"}]
+)
+def test_settings_are_never_mixed(fields: dict[str, object]) -> None:
+    rag, base = _system("rag", 0.8, k=1), _system("base", 0.3)
+    assert len(compare_all([rag, base])) == 1
+    assert compare_all([_at(rag, **fields), base]) == []
+    assert len(compare_all([_at(rag, **fields), _at(base, **fields)])) == 1
+
+
+def test_k_is_not_compared_within_strata() -> None:
+    systems = [_system("rag", 0.5, k=k, rule="fixed") for k in (1, 2, 3)]
+    assert compare_all(systems, "new") == []
+
+
+def test_what_could_have_been_shown_is_asked_at_the_level_that_decides() -> None:
+    base = _system("base", 0.5)
+    many = [_system("ft", 0.5 + i / 100, recipe=f"full.p{i:02}") for i in range(8)]
+    (alone,) = [c for c in compare_all([base, many[1]]) if c.family == "ft_vs_base"]
+    family = [c for c in compare_all([base, *many]) if c.family == "ft_vs_base"]
+    (same,) = [c for c in family if c.condition_a == alone.condition_a]
+    assert alone.detectable_difference is not None and same.detectable_difference is not None
+    assert alone.detectable_difference < same.detectable_difference
+    assert alone.more_questions is not None and same.more_questions is not None
+    assert alone.more_questions < same.more_questions
+    for c in family:
+        assert c.detectable_difference == detectable_difference(
+            c.n, c.only_a + c.only_b, alpha=0.05 / 8
+        )
+
+
+def test_further_questions_reach_the_power_that_this_many_lack() -> None:
+    (c,) = compare_all([_system("rag", 0.55, k=1), _system("base", 0.5)])
+    assert c.more_questions and c.detectable_difference
+    discordance = round((c.only_a + c.only_b) / c.n, 3)
+    assert mcnemar_power(c.n + c.more_questions, discordance, WORTHWHILE) >= 0.8
+    assert mcnemar_power(c.n, discordance, WORTHWHILE) < 0.8
+    assert c.detectable_difference > WORTHWHILE
+
+
+def test_enough_questions_need_no_more() -> None:
+    base = _system("base", 0.5, n=2000)
+    outcomes = {q: o if i % 20 else not o for i, (q, o) in enumerate(base.outcomes.items())}
+    (c,) = compare_all([replace(_system("rag", 0.5, k=1), outcomes=outcomes), base])
+    assert c.more_questions == 0
+    assert c.detectable_difference is not None and c.detectable_difference <= WORTHWHILE

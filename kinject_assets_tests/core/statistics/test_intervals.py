@@ -1,9 +1,11 @@
 import random
 from math import sqrt
 
+import numpy as np
 import pytest
 from scipy.optimize import brentq, minimize_scalar
-from scipy.stats import norm
+from scipy.stats import binom, multinomial, norm
+from statsmodels.stats.proportion import proportion_confint
 
 from kinject_assets.core.statistics.intervals import (
     paired_difference,
@@ -22,7 +24,8 @@ def _score(b: int, c: int, n: int, difference: float) -> float:
         return -sum(count * log(max(p, 1e-300)) for count, p in parts if count)
 
     low, high = max(0.0, -difference), (1 - difference) / 2
-    q = minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-12}).x
+    found = minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-12})
+    q = float(found.x)  # pyright: ignore[reportAttributeAccessIssue] (untyped Bunch)
     return (b - c - n * difference) / sqrt(n * (2 * q + difference * (1 - difference)))
 
 
@@ -115,3 +118,39 @@ def test_relative_gain_interval_covers() -> None:
 def test_wilson_holds_the_accuracy_itself_at_its_ends(n: int) -> None:
     assert wilson(n, n).high == 1.0
     assert wilson(0, n).low == 0.0
+
+
+def test_wilson_is_statsmodels() -> None:
+    draw = random.Random(6)
+    for _ in range(60):
+        n = draw.randint(1, 1000)
+        correct, level = draw.randint(1, n), draw.choice([0.9, 0.95, 0.99])
+        expected = proportion_confint(correct, n, alpha=1 - level, method="wilson")
+        assert wilson(correct, n, level) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("n", [100, 135, 324, 910])
+def test_wilson_covers_exactly(n: int) -> None:
+    intervals = [wilson(correct, n) for correct in range(n + 1)]
+    low, high = np.array(intervals).T
+    grid = np.linspace(0.02, 0.98, 97)
+    coverage = [binom.pmf(np.arange(n + 1), n, p)[(low <= p) & (p <= high)].sum() for p in grid]
+    assert 0.94 <= np.mean(coverage) <= 0.96
+    assert min(coverage) >= 0.90
+
+
+@pytest.mark.parametrize("n", [100, 135])
+def test_tango_covers_exactly(n: int) -> None:
+    pairs = [(b, c) for b in range(n + 1) for c in range(n + 1 - b)]
+    low, high = np.array([paired_difference(b, c, n) for b, c in pairs]).T
+    counts = np.array([(b, c, n - b - c) for b, c in pairs])
+    coverage = []
+    for only_a, only_b in (
+        (a, b) for a in (0.02, 0.05, 0.1, 0.2, 0.3) for b in (0.02, 0.05, 0.1, 0.2, 0.3)
+    ):
+        chances = multinomial.pmf(counts, n, (only_a, only_b, 1 - only_a - only_b))
+        assert chances.sum() == pytest.approx(1.0)
+        difference = only_a - only_b
+        coverage.append(chances[(low <= difference) & (difference <= high)].sum())
+    assert 0.93 <= np.mean(coverage) <= 0.97
+    assert min(coverage) >= 0.93

@@ -2,7 +2,13 @@ import random
 
 import pytest
 
-from kinject_assets.core.statistics.power import detectable_difference, mcnemar_power
+from kinject_assets.core.statistics.power import (
+    MOST_QUESTIONS,
+    WORTHWHILE,
+    detectable_difference,
+    mcnemar_power,
+    questions_needed,
+)
 from kinject_assets.core.statistics.tests import mcnemar
 
 
@@ -44,3 +50,40 @@ def test_more_questions_show_less_and_too_few_show_nothing() -> None:
     assert detectable_difference(5, 2) is None
     assert detectable_difference(0, 0) is None
     assert detectable_difference(6, 0) is not None
+
+
+@pytest.mark.parametrize(
+    ("discordance", "difference", "alpha"),
+    [(0.3, 0.05, 0.05), (0.3, 0.05, 0.05 / 40), (0.05, 0.05, 0.01), (0.2, 0.1, 0.05)],
+)
+def test_questions_needed_reach_the_power_and_one_less_does_not(
+    discordance: float, difference: float, alpha: float
+) -> None:
+    n = questions_needed(discordance, difference, alpha=alpha)
+    assert n is not None
+    assert mcnemar_power(n, discordance, difference, alpha) >= 0.8
+    assert mcnemar_power(n - 1, discordance, difference, alpha) < 0.8
+
+
+def test_questions_needed_by_simulation() -> None:
+    n = questions_needed(0.25, 0.1)
+    assert n is not None
+    assert _simulated(n, 0.25, 0.1, 1500) == pytest.approx(0.8, abs=0.035)
+
+
+def test_questions_needed_grow_with_discordance_and_with_the_family() -> None:
+    needed = [
+        questions_needed(discordance, WORTHWHILE, alpha=0.05 / family)
+        for family in (1, 30)
+        for discordance in (0.0, 0.1, 0.3, 1.0)
+    ]
+    numbers = [n for n in needed if n is not None]
+    assert len(numbers) == 8
+    assert numbers[:4] == sorted(numbers[:4]) and numbers[4:] == sorted(numbers[4:])
+    assert all(a < b for a, b in zip(numbers[:4], numbers[4:], strict=True))
+
+
+def test_more_questions_than_anyone_writes_are_not_named() -> None:
+    assert questions_needed(0.5, 0.001) is None
+    # Just within: the exact search ends, and below the bound.
+    assert 0 < (questions_needed(0.3, 0.004) or 0) <= MOST_QUESTIONS

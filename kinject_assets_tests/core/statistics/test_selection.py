@@ -56,3 +56,13 @@ def test_questions_without_every_k_are_left_out() -> None:
     choice = cross_fit(outcomes, {"a": 0, "b": 1}, 2)
     assert choice.by_fold == {0: 2, 1: 1}
     assert cross_fitted_outcomes(outcomes, {"a": 0, "b": 1}, choice) == {"b": False}
+
+
+def test_folds_without_questions_do_not_vote() -> None:
+    # Two articles in five folds: each fold chooses by the other, and nothing else is counted.
+    fold = {"a1": 0, "a2": 0, "b1": 3, "b2": 3}
+    one = {"a1": True, "a2": True, "b1": False, "b2": False}
+    two = {unit: not correct for unit, correct in one.items()}
+    choice = cross_fit({1: one, 2: two}, fold, 5)
+    assert choice.by_fold == {0: 2, 3: 1}
+    assert (choice.k, choice.stability) == (1, 0.5)
