@@ -5,7 +5,7 @@ BIN := .venv/bin
 PROFILE ?= lab
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: help demo test test-all ui lab-study lint format lab-pretrain clean
+.PHONY: help demo test test-all ui bench lab-study lint format lab-pretrain clean
 
 help: ## Lists the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -37,6 +37,11 @@ lint: .venv/.installed ## ruff (lint, format) and pyright
 format: .venv/.installed ## Formats the code
 	@$(BIN)/ruff check --fix --quiet .
 	@$(BIN)/ruff format .
+
+bench: .venv/.installed ## Scoring against stock lm-eval, side by side (about 20 minutes, idle machine)
+	@$(BIN)/python -m kinject_assets_tests.bench.scoring
+	@$(BIN)/python -m kinject_assets_tests.bench.scoring --size 1.1B --questions 4 \
+	  --case "anatomy, 5-shot" --case "K = 0..5, 5-shot, chunks of 120"
 
 lab-study: .venv/.installed ## Runs the study of docs/lab.md on all its worlds (some 80 minutes)
 	@$(BIN)/kinject lab study

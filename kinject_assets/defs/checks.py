@@ -1,7 +1,7 @@
 """What is checked of every artefact, and what to do when it does not hold."""
 
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ from kinject_assets.core.schema import (
     Triage,
 )
 from kinject_assets.core.statistics.claims import Claim
+from kinject_assets.core.statistics.letters import collapse, places
 from kinject_assets.defs.io import check
 
 PUBLISHED_VERDICTS = {
@@ -68,7 +69,7 @@ CHECKS: dict[str, dict[str, str]] = {
     "checkpoint": {"learned": "Loss on validation paraphrases fell below the base model's first."},
     "answers_base": {
         "complete": "Every test question is answered under every condition.",
-        "no_collapse": "Choices are not heaped on one option.",
+        "no_collapse": "No condition is below chance or gives one letter throughout.",
         "nothing_cut": "No prompt lost text to fit the window.",
     },
     "triage": {
@@ -234,18 +235,36 @@ def checkpoint(row: Checkpoint, first_validation_loss: float | None) -> list[dg.
 
 def answers(rows: Sequence[Answer], wanted: int) -> list[dg.AssetCheckResult]:
     """Checks of answers."""
-    counts = Counter(row.choice for row in rows)
-    options = max((len(row.logliks) for row in rows), default=1)
-    share = max(counts.values(), default=0) / max(1, len(rows))
     cut = sum(row.truncated_tokens > 0 for row in rows)
-    collapsed = share > (1 + 1 / options) / 2
+    by_condition: defaultdict[str, list[Answer]] = defaultdict(list)
+    for row in rows:
+        by_condition[row.condition_id].append(row)
+    reasons = Counter(
+        reason
+        for found in by_condition.values()
+        if (
+            reason := collapse(
+                sum(row.correct for row in found),
+                len(found),
+                sum(1 / len(row.logliks) for row in found) / len(found),
+                places(found),
+            )
+        )
+    )
+    chosen = ", ".join(f"{place.letter} {place.chosen:.0%}" for place in places(rows))
+    collapsed = ", ".join(f"{reason} in {n}" for reason, n in reasons.items())
     return [
         check("complete", len(rows) == wanted, f"{len(rows)} of {wanted} answers"),
         check(
             "no_collapse",
             not collapsed,
-            f"choices by place: {dict(sorted(counts.items()))}"
-            + ("; the model hardly reads the options: compare with base" if collapsed else ""),
+            f"chosen: {chosen}"
+            + (
+                f"; {collapsed} of {len(by_condition)} conditions: see the table letter_bias, and "
+                "compare with base"
+                if collapsed
+                else ""
+            ),
             warn=True,
         ),
         check(

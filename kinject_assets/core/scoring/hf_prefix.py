@@ -96,7 +96,7 @@ class _Reading:
 
     pieces: Sequence[Piece]
     path: Path
-    masks: dict[tuple[int, int, int], Tensor] = field(default_factory=dict)
+    masks: dict[tuple[object, ...], Tensor] = field(default_factory=dict)
     mask_entries: int = 0
 
     def mask(self, first: int, length: int, low: int, window: int | None, like: Tensor) -> Tensor:
@@ -104,7 +104,7 @@ class _Reading:
 
         All layers of a forward pass ask for the same ones; large ones are not kept.
         """
-        key = (first, length, low)
+        key = (first, length, low, window, like.dtype, like.device)
         if key in self.masks:
             return self.masks[key]
         places = torch.arange(low, first + length, device=like.device)
@@ -256,13 +256,13 @@ class PrefixLM(_Stock):
 
     def encode_all(self, texts: Iterable[str]) -> None:
         """Encodes texts together that the next calls will ask for, with the same result."""
-        begin = self.tokenizer.bos_token
         # A text that starts with the begin token's own spelling gets none in front: that case is
         # left to lm-eval.
+        spelled = self.tokenizer.decode(self.prefix_token_id)
         new = [
             text
             for text in dict.fromkeys(texts)
-            if text not in self._encodings and not (begin and text.startswith(begin))
+            if text not in self._encodings and not text.startswith(spelled)
         ]
         if new:
             options = {}
@@ -306,12 +306,12 @@ class PrefixLM(_Stock):
         """Reads tokens that the inputs of the next calls begin with, and keeps them.
 
         What is computed for them does not depend on what is asked later, so that an answer is the
-        same to the last bit whichever calls came before it.
+        same to the last bit whichever calls came before it. More than fits the window is not held.
         """
         if not self._shares() or list(tokens) == self._held:
             return
         self._held = []
-        if tokens:
+        if 0 < len(tokens) <= self.max_length:
             self._score([list(tokens)], [[]], 0)
             self._held = list(tokens)
 
@@ -330,6 +330,7 @@ class PrefixLM(_Stock):
         ) as bar:
             inputs = [self._cut(context, option) for _, context, option in requests]
             targets = [option for _, _, option in requests]
+            self.counts.update(requests=len(requests), tokens=sum(map(len, inputs)))
             answers = self._score(inputs, targets, self._usable(inputs, targets), bar.update)
         for (texts, _, _), answer in zip(requests, answers, strict=True):
             if texts is not None:
@@ -379,7 +380,6 @@ class PrefixLM(_Stock):
         """Log-likelihood of targets, each predicted by the last tokens of its input."""
         arrangement = arrange(inputs, [len(option) for option in targets], held)
         self._path.reserve(arrangement.longest)
-        self.counts.update(requests=len(inputs), tokens=arrangement.total)
         wanted: dict[int, list[tuple[int, int]]] = {}
         for request, (rows, option) in enumerate(zip(arrangement.rows, targets, strict=True)):
             for row, token in zip(rows, option, strict=True):

@@ -8,6 +8,7 @@ any two. With a chat template all of it is the user's turn, and the option is ho
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from kinject_assets.core.errors import KinjectError
 from kinject_assets.core.schema import Question
@@ -42,7 +43,7 @@ class Prompt:
     options: tuple[str, ...]
     wrap: Wrap = plain
 
-    @property
+    @cached_property
     def text(self) -> str:
         """All in front of an option."""
         parts = [*self.shots, *self.chunks, self.question]

@@ -86,7 +86,7 @@ def test_gates_leave_look_alikes_alone() -> None:
     assert gate(labelled, PASSAGE, 4) is None
 
 
-def _write(client: LLMClient, chunks: list[Chunk], **settings: int) -> Written:
+def _write(client: LLMClient, chunks: list[Chunk], **settings: Any) -> Written:
     return write_exam(chunks, corpus="events", client=client, settings=config.Exams(**settings))
 
 

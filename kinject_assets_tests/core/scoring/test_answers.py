@@ -1,5 +1,10 @@
+import json
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -329,3 +334,45 @@ def test_the_stock_engine_gives_the_same_answers(request_of: RequestOf, tmp_path
     for one, other in zip(ours.answers, stock.answers, strict=True):
         assert (one.question_id, one.choice) == (other.question_id, other.choice)
         assert one.logliks == pytest.approx(other.logliks, abs=1e-4)
+
+
+SCRIPT = """
+import json, sys, time
+from kinject_assets.core.scoring import answers
+from kinject_assets.workers.entry import read_request
+fields = json.loads(sys.argv[1])
+request = read_request(answers.ScoreRequest, fields)
+answers.UNIT_CHARACTERS = 1500
+real = answers.option_logliks
+def slow(*arguments):
+    time.sleep(0.3)
+    return real(*arguments)
+answers.option_logliks = slow
+answers.score(request)
+"""
+
+
+def test_kill_9_in_the_middle_changes_no_bit(request_of: RequestOf, tmp_path: Path) -> None:
+    request = request_of(method="rag", k=(1, 2), shots=(0, 2))
+
+    def start(name: str) -> subprocess.Popen[bytes]:
+        fields = asdict(request) | {"work": str(tmp_path / name), "out": str(tmp_path / "o" / name)}
+        return subprocess.Popen([sys.executable, "-c", SCRIPT, json.dumps(fields)])
+
+    assert start("whole").wait(120) == 0
+    parts = len(list((tmp_path / "whole").glob("*.parquet")))
+    killed = start("killed")
+    while len(list((tmp_path / "killed").glob("*.parquet"))) < parts // 2:
+        assert killed.poll() is None, "it ended before it could be killed"
+        time.sleep(0.01)
+    killed.send_signal(signal.SIGKILL)
+    assert killed.wait(10) == -signal.SIGKILL
+    kept = {p: p.stat().st_mtime_ns for p in (tmp_path / "killed").glob("*.parquet")}
+    assert 0 < len(kept) < parts
+    assert not (tmp_path / "o" / "killed" / "answers.parquet").exists()
+    assert start("killed").wait(120) == 0
+    assert all(path.stat().st_mtime_ns == written for path, written in kept.items())
+    whole, resumed = (
+        read_rows(tmp_path / "o" / name / "answers.parquet", Answer) for name in ("whole", "killed")
+    )
+    assert resumed == whole

@@ -36,6 +36,7 @@ SHAPES: dict[str, dict[str, Any]] = {
         "head_dim": 8,
         "sliding_window": 8,
         "max_position_embeddings": WINDOW,
+        "layer_types": ["sliding_attention", "full_attention"],
     },
     "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": WINDOW},
 }
@@ -181,6 +182,10 @@ def test_what_is_held_is_not_read_again_and_changes_no_bit() -> None:
             if i != skipped:
                 fresh.hold(beginning)
                 assert fresh._loglikelihood_tokens(unit, True) == whole[i]
+    # More than the window holds is not held, and does no harm.
+    ours.hold([*range(5, 5 + WINDOW), 6])
+    for (a, _), (b, _) in zip(ours._loglikelihood_tokens(units[0], True), whole[0], strict=True):
+        assert a == pytest.approx(b, abs=1e-4)
     # Inputs that begin with something else do not build on it, and do not disturb later ones.
     other = [(None, [7, 8, 9], [10])]
     ours._loglikelihood_tokens(other, True)
