@@ -213,7 +213,7 @@ def tables() -> dict[str, Table]:
             "are those of the K that most folds chose and accuracy is that of each fold under its "
             "own K (k_choices). Conditions without retrieval stand under all three. above_chance "
             "is Eq. 2 (accuracy > chance), above_chance_shown asks it of ci_low. relative_gain is "
-            "Eq. 5 against the base model. main marks what the views show: the profile's choice "
+            "Eq. 5 against the base model, on all questions alone. main marks what the views show: the profile's choice "
             "format, rotation, chat template and query, the first retriever, seed 0, no variant of "
             "a recipe.",
             "No exam has been answered.",

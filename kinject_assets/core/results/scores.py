@@ -174,12 +174,19 @@ def _main_retrievers(systems: Iterable[System]) -> dict[tuple[str, str], str]:
 def score_rows(
     scored: Scored, exams: Mapping[str, Exam], profile: Profile, stratum: str = ALL
 ) -> list[dict[str, Any]]:
-    """Rows of the table `scores` for the questions of one stratum."""
-    bases = {
-        _base_key(s.condition): s
-        for s in scored.systems
-        if s.condition.method == "base" and s.k_rule == "fixed"
-    }
+    """Rows of the table `scores` for the questions of one stratum.
+
+    Within strata there is no gain over the base model: its own answers sorted the questions.
+    """
+    bases = (
+        {}
+        if stratum != ALL
+        else {
+            _base_key(s.condition): s
+            for s in scored.systems
+            if s.condition.method == "base" and s.k_rule == "fixed"
+        }
+    )
     retrievers = _main_retrievers(scored.systems)
     rows: list[dict[str, Any]] = []
     for system in scored.systems:

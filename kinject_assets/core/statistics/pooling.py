@@ -186,6 +186,9 @@ def pool_all(systems: Iterable[System], stratum: str = ALL) -> list[Pooled]:
             continue
         some = seeds[row.seeds[0]]
         against = references.get(_key(some, REFERENCE[row.method]))
+        # The base model's own answers sorted the questions: within strata it is no measure.
+        if stratum != ALL and REFERENCE[row.method] == "base":
+            against = None
         if against is not None and not is_control(some):
             row = _held_against(row, seeds.values(), against)
         families[row.method, row.k_rule].append(row)

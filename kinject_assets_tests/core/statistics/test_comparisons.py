@@ -137,9 +137,21 @@ def test_settings_are_never_mixed(fields: dict[str, object]) -> None:
     assert len(compare_all([_at(rag, **fields), _at(base, **fields)])) == 1
 
 
-def test_k_is_not_compared_within_strata() -> None:
+def test_within_strata_nothing_is_compared_with_who_sorted_them() -> None:
     systems = [_system("rag", 0.5, k=k, rule="fixed") for k in (1, 2, 3)]
     assert compare_all(systems, "new") == []
+    systems = [
+        _system("base", 0.1),
+        _system("rag", 0.9, k=1),
+        _system("ft", 0.3, recipe="full.p00"),
+        _system("ft", 0.4, recipe="full.p04"),
+        _system("ft", 0.3, recipe="full.r04"),
+        _system("ft_rag", 0.8, k=1, recipe="full.p00"),
+    ]
+    families = {c.family for c in compare_all(systems)}
+    assert {"rag_vs_base", "ft_vs_base", "rag_vs_ft"} < families
+    found = {c.family for c in compare_all(systems, "new")}
+    assert found == {"par_vs_reg", "par_vs_control", "ft_rag_vs_rag"}
 
 
 def test_what_could_have_been_shown_is_asked_at_the_level_that_decides() -> None:
