@@ -188,6 +188,24 @@ def claims(profile_name: str | None, fmt: str, rules: bool, published: bool) -> 
     click.echo(ask(_database(profile), statement, fmt))
 
 
+def _names_a_model(arguments: list[str]) -> bool:
+    """Whether arguments of lm-eval choose a model, themselves or in a configuration file."""
+    import yaml
+
+    for word, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        option, equals, value = word.partition("=")
+        if option in {"--model", "-M"}:
+            return True
+        if option in {"--config", "-C"}:
+            try:
+                text = Path(value if equals else following).read_text(encoding="utf-8")
+                content = yaml.safe_load(text)
+            except (OSError, UnicodeDecodeError, yaml.YAMLError):
+                return True  # lm-eval says what is wrong with it
+            return isinstance(content, dict) and "model" in content
+    return False
+
+
 @main.command(
     "lm-eval",
     add_help_option=False,
@@ -217,9 +235,7 @@ def lm_eval(ctx: click.Context, arguments: tuple[str, ...]) -> None:
     given = list(arguments)
     if given[0] not in {"ls", "validate"} and not {"-h", "--help"} & set(given):
         given = given[1:] if given[0] == "run" else given
-        # A configuration file names its model itself.
-        named = {word.partition("=")[0] for word in given} & {"--model", "-M", "--config", "-C"}
-        given = ["run", *([] if named else ["--model", "hf-prefix"]), *given]
+        given = ["run", *([] if _names_a_model(given) else ["--model", "hf-prefix"]), *given]
     sys.argv = ["kinject lm-eval", *given]
     cli_evaluate()
 

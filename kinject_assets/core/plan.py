@@ -340,6 +340,7 @@ class Plan:
                         for model in self.probed(cell.parts[0])
                     },
                     "choice_format": profile.scoring.choice_format,
+                    "chat_template": profile.scoring.chat_template,
                     "add_bos": profile.scoring.add_bos,
                     "engine": profile.scoring.engine,
                 }

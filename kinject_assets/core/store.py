@@ -55,7 +55,18 @@ def write_rows(path: Path, rows: Iterable[Any], row_type: type) -> None:
     import pyarrow.parquet as pq
 
     table = pa.Table.from_pylist([asdict(row) for row in rows], schema=arrow_schema(row_type))
-    pq.write_table(table, path, compression="zstd")
+    pq.write_table(table, path, compression="zstd", write_page_checksum=True)
+
+
+def keep_rows(path: Path, rows: Iterable[Any], row_type: type) -> None:
+    """Writes rows to be found again after a crash: whole or not at all, in a work folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
+    try:
+        write_rows(partial, rows, row_type)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def read_rows(path: Path, row_type: type[Row]) -> list[Row]:
@@ -68,14 +79,14 @@ def read_rows(path: Path, row_type: type[Row]) -> list[Row]:
     import pyarrow.parquet as pq
 
     try:
-        table = pq.read_table(path)
+        table = pq.read_table(path, page_checksum_verification=True)
         if table.schema.names != arrow_schema(row_type).names:
             raise BrokenArtefact(
                 f"{path}: columns are {table.schema.names}, expected "
                 f"{arrow_schema(row_type).names}. Delete {path.parent.parent} and run again."
             )
         return [row_type(**row) for row in table.to_pylist()]
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise BrokenArtefact(
             f"{path}: not a readable Parquet file ({error}). Delete the folder "
             f"{path.parent.parent} and run again: only this artefact and what is built on it are "

@@ -59,6 +59,7 @@ def triage(
             "chunks": str(study.store.path(step.upstream("chunks"), "chunks.parquet")),
             "choice_format": scoring.choice_format,
             "engine": scoring.engine,
+            "chat_template": scoring.chat_template,
             "add_bos": scoring.add_bos,
             "batch_size": scoring.batch_size,
             "device": scoring.device,

@@ -1,5 +1,6 @@
 """The lake: artefacts appear whole or not at all, and broken ones are named."""
 
+import random
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -10,7 +11,7 @@ import pytest
 from kinject_assets.core.errors import BrokenArtefact, MissingArtefact
 from kinject_assets.core.manifest import Manifest, content_hash
 from kinject_assets.core.schema import Exclusion, Paraphrase, Trial, arrow_schema, logical_version
-from kinject_assets.core.store import Cell, Store, read_rows, write_rows
+from kinject_assets.core.store import Cell, Store, keep_rows, read_rows, write_rows
 
 CELL = Cell("articles", ("rivers",))
 
@@ -142,6 +143,27 @@ def test_rows_of_another_class_are_refused(tmp_path: Path) -> None:
     write_rows(tmp_path / "rows.parquet", [Exclusion(title="a", reason="b")], Exclusion)
     with pytest.raises(BrokenArtefact, match="columns are"):
         read_rows(tmp_path / "rows.parquet", Trial)
+
+
+def test_a_flipped_bit_never_gives_other_rows(tmp_path: Path) -> None:
+    """Parts kept for a restart have no manifest: their pages carry checksums."""
+    path = tmp_path / "rows.parquet"
+    rows = [Exclusion(title=f"title {i}", reason="blank") for i in range(50)]
+    keep_rows(path, rows, Exclusion)
+    assert read_rows(path, Exclusion) == rows
+    assert [p.name for p in tmp_path.iterdir()] == ["rows.parquet"]
+    whole = path.read_bytes()
+    draw = random.Random(0)
+    broken = 0
+    for _ in range(300):
+        at = draw.randrange(len(whole))
+        flipped = whole[at] ^ (1 << draw.randrange(8))
+        path.write_bytes(whole[:at] + bytes([flipped]) + whole[at + 1 :])
+        try:
+            assert read_rows(path, Exclusion) == rows
+        except BrokenArtefact:
+            broken += 1
+    assert broken > 100
 
 
 def test_optional_columns_are_nullable() -> None:

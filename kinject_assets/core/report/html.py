@@ -258,6 +258,11 @@ def _number(value: float | None, digits: int = 3, sign: bool = False) -> str:
     return f"{value:+.{digits}f}" if sign else f"{value:.{digits}f}"
 
 
+def _p_value(value: float | None) -> str:
+    """A p-value; what rounds to nothing is not nothing."""
+    return "-" if value is None else "< 0.0001" if value < 0.0001 else f"{value:.4f}"
+
+
 def render_report(database: Path, profile: Profile) -> str:
     """The report as HTML.
 
@@ -277,6 +282,7 @@ def render_report(database: Path, profile: Profile) -> str:
         lstrip_blocks=True,
     )
     environment.filters["number"] = _number
+    environment.filters["p_value"] = _p_value
     libraries: dict[str, str] = {}
     for artefact in data["artefacts"]:
         libraries |= json.loads(artefact["libraries"])

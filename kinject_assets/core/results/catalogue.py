@@ -213,9 +213,9 @@ def tables() -> dict[str, Table]:
             "are those of the K that most folds chose and accuracy is that of each fold under its "
             "own K (k_choices). Conditions without retrieval stand under all three. above_chance "
             "is Eq. 2 (accuracy > chance), above_chance_shown asks it of ci_low. relative_gain is "
-            "Eq. 5 against the base model, on all questions alone. main marks what the views show: the profile's choice "
-            "format, rotation, chat template and query, the first retriever, seed 0, no variant of "
-            "a recipe.",
+            "Eq. 5 against the base model (stratum all only). main marks what the views show: the "
+            "profile's choice format, rotation, chat template and query, the first retriever, "
+            "seed 0, no variant of a recipe.",
             "No exam has been answered.",
         ),
         "letter_bias": Table(
@@ -254,7 +254,7 @@ def tables() -> dict[str, Table]:
                 "chat_template BOOLEAN, bos BOOLEAN, seeds BIGINT[], ks BIGINT[], "
                 "accuracies DOUBLE[], n BIGINT, accuracy DOUBLE, ci_low DOUBLE, ci_high DOUBLE, "
                 "seed_sd DOUBLE, reference_id VARCHAR, difference DOUBLE, p_value DOUBLE, "
-                "p_adjusted DOUBLE, verdict VARCHAR"
+                "p_adjusted DOUBLE, detectable_difference DOUBLE, verdict VARCHAR"
             ),
             (
                 "corpus",
@@ -274,9 +274,9 @@ def tables() -> dict[str, Table]:
                 "bos",
             ),
             "A recipe's seeds together: mean accuracy with a 95 % interval over questions, and an "
-            "exact sign-flip test against base (ft) or rag (ft_rag), adjusted by Holm within "
-            "method, k_rule and stratum; controls are not tested. recipe is without its seed; ks "
-            "and accuracies are in the order of seeds, k is the K that most seeds have.",
+            "exact sign-flip test against base (ft) or rag (ft_rag) on all questions, adjusted by "
+            "Holm within method and k_rule; controls are not tested. recipe is without its seed; "
+            "ks and accuracies are in the order of seeds, k is the K that most seeds have.",
             "No recipe has been answered with two seeds or more.",
         ),
         "claims": Table(

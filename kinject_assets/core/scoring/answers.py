@@ -18,11 +18,11 @@ from kinject_assets.core.errors import BrokenArtefact, KinjectError, MissingArte
 from kinject_assets.core.manifest import content_hash
 from kinject_assets.core.progress import Report, silent
 from kinject_assets.core.schema import Answer, Chunk, Condition, Question, Retrieved
-from kinject_assets.core.scoring.lm import load_lm, source_of
-from kinject_assets.core.scoring.prompts import Prompt, Wrap, build, fit, plain, turned
+from kinject_assets.core.scoring.lm import load_lm, room, source_of
+from kinject_assets.core.scoring.prompts import Prompt, Wrap, build, chat_wrap, fit, plain, turned
 from kinject_assets.core.scoring.sharing import common_beginning
 from kinject_assets.core.scoring.tasks import option_logliks
-from kinject_assets.core.store import read_rows, write_rows
+from kinject_assets.core.store import keep_rows, read_rows, write_rows
 from kinject_assets.core.training.models import load_tokenizer
 
 _REPORT_SECONDS = 1.0
@@ -237,11 +237,7 @@ def score(request: ScoreRequest, report: Report = silent) -> Scored:
             done = unit.kept(request)
             if done is None:
                 done = scorer.answer(unit, _teller(what, len(answers), total, report))
-                path = unit.path(request)
-                path.parent.mkdir(parents=True, exist_ok=True)
-                partial = path.with_suffix(".partial")
-                write_rows(partial, done, Answer)
-                partial.replace(path)
+                keep_rows(unit.path(request), done, Answer)
             answers |= {(row.condition_id, row.question_id): row for row in done}
     rows = [
         answers[condition.condition_id, question.question_id]
@@ -334,7 +330,8 @@ class _Scorer:
         """The model's tokenizer; the model itself is loaded when there is something to answer."""
         request = self.request
         source = source_of(request.base, request.checkpoint, request.adapter)
-        return load_tokenizer(source, request.revision if source == request.base else None)
+        pinned = request.revision if source == request.base else None
+        return load_tokenizer(source, pinned, request.add_bos)
 
     @cached_property
     def wrap(self) -> Wrap:
@@ -349,8 +346,18 @@ class _Scorer:
 
     @cached_property
     def begins_with_bos(self) -> bool:
-        """Whether the first token of a prompt is the tokenizer's begin-of-text token."""
-        return begins_with_bos(self.tokenizer, self.wrap("A"), self.request.add_bos)
+        """Whether the first token of a prompt is the tokenizer's begin-of-text token.
+
+        Raises:
+            ModelError: If it should be and is not.
+        """
+        found = begins_with_bos(self.tokenizer, self.wrap("A"), self.request.add_bos)
+        if self.request.add_bos and not found:
+            raise ModelError(
+                f"scoring.add_bos: the tokenizer of `{self.request.base}` has no begin-of-text "
+                "token, or cannot put one first. Set it to null."
+            )
+        return found
 
     @cached_property
     def lm(self) -> Any:
@@ -422,10 +429,7 @@ class _Scorer:
                 for text in (prompt.text, *(prompt.text + option for option in prompt.options))
             )
         fitted = [
-            [
-                fit(prompt, lm.max_length, lambda text: len(lm.tok_encode(text)))
-                for prompt in prompts
-            ]
+            [fit(prompt, room(lm), lambda text: len(lm.tok_encode(text))) for prompt in prompts]
             for prompts in exams
         ]
         if sharing:
@@ -501,25 +505,6 @@ class _Scorer:
             run_id=self.request.run_id,
             places=[list(values).index(max(values)) for values in by_order],
         )
-
-
-def chat_wrap(tokenizer: Any, name: str) -> Wrap:
-    """Puts a text as the user's turn into a tokenizer's chat template.
-
-    Raises:
-        ModelError: If the tokenizer has none.
-    """
-    if not getattr(tokenizer, "chat_template", None):
-        raise ModelError(
-            f"scoring.chat_template: the tokenizer of `{name}` has no chat template. Set it to "
-            "false, or use the chat version of the model."
-        )
-
-    def wrap(text: str) -> str:
-        turns = [{"role": "user", "content": text}]
-        return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-
-    return wrap
 
 
 def begins_with_bos(tokenizer: Any, text: str, add_bos: bool | None) -> bool:

@@ -46,7 +46,12 @@ AUTO_MEMORY = {"cpu": 2 << 30, "cuda": 0.5}
 _MASK_ENTRIES = 1 << 24
 _MASKS_KEPT = 1 << 26
 _PROBE_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}
-_HALF_TOLERANCE = 0.25
+_HALF_TOLERANCE = 0.1
+"""Largest error of the trial's log-probabilities at a token, as a part of their spread there."""
+
+_PROBE_TOKENS = 7
+"""Tokens a batch in the trial: it takes several, as real calls do."""
+
 _LAYERS = {"full_attention", "sliding_attention"}
 _UNSHARED_ROPE = {"dynamic", "longrope"}
 _UNKNOWN_ARGUMENTS = ("softcap", "s_aux", "position_bias", "alibi_bias", "score_mod")
@@ -98,6 +103,13 @@ class _Reading:
     path: Path
     masks: dict[tuple[object, ...], Tensor] = field(default_factory=dict)
     mask_entries: int = 0
+    layers: set[int] = field(default_factory=set)
+
+    def enter(self, layer: int) -> None:
+        """Notes a layer; each may attend once a pass, or it would overwrite its own path."""
+        if layer in self.layers:
+            raise UnsharedError("it uses a layer several times")
+        self.layers.add(layer)
 
     def mask(self, first: int, length: int, low: int, window: int | None, like: Tensor) -> Tensor:
         """Additive mask of queries at first..first+length-1 on keys from `low` to the last query.
@@ -153,7 +165,9 @@ def path_attention(
     """
     _refuse_unknown(module, attention_mask, sliding_window, others)
     reading = _reading.get()
-    keys, values = reading.path.layer(int(getattr(module, "layer_idx")), key, value)  # noqa: B009
+    layer = int(getattr(module, "layer_idx"))  # noqa: B009
+    reading.enter(layer)
+    keys, values = reading.path.layer(layer, key, value)
     heads, groups = query.shape[1], query.shape[1] // key.shape[1]
     out = query.new_empty((1, query.shape[2], heads, value.shape[3]))
     base = reading.pieces[0].first
@@ -214,7 +228,11 @@ def _refuse_unknown(
         raise UnsharedError("it has attention that is not causal")
     config = getattr(module, "config", None)
     kinds = getattr(config, "layer_types", None)
-    slides = kinds and kinds[getattr(module, "layer_idx")] == "sliding_attention"  # noqa: B009
+    if kinds:
+        slides = kinds[getattr(module, "layer_idx")] == "sliding_attention"  # noqa: B009
+    else:
+        slides = bool(getattr(config, "sliding_window", None))
+        slides &= getattr(config, "use_sliding_window", True) is not False
     if slides and not sliding_window:
         raise UnsharedError("its sliding window is not told to the attention function")
 
@@ -240,7 +258,10 @@ class PrefixLM(_Stock):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self.unshared: str = self._obstacle()
+        try:
+            self.unshared: str = self._obstacle()
+        except AttributeError as error:
+            self.unshared = f"it is unlike transformers' models ({error})"
         self.counts: Counter[str] = Counter()
         self.on_tokens: Callable[[int, int], None] = lambda done, total: None
         self.bars = True
@@ -284,9 +305,30 @@ class PrefixLM(_Stock):
             return self._encodings[string]
         return super().tok_encode(string, add_special_tokens, *rest, **options)
 
+    def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        """Tokens of a context and of what follows it, as lm-eval divides them.
+
+        Raises:
+            ModelError: If one of the two has no token of its own.
+        """
+        parts = super()._encode_pair(context, continuation)
+        if not all(parts):
+            raise ModelError(
+                f"`{continuation[:60]}` after `...{context[-60:]}`: one of them has no token of "
+                "its own, so that there is nothing to score. Begin the option with a space."
+            )
+        return parts
+
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[Answer]:
-        """Log-likelihoods of continuations; an empty one has 0, whatever its context."""
-        asked = [request for request in requests if request.args[1]]
+        """Log-likelihoods of continuations; an empty one has 0.
+
+        A context's trailing space belongs to what follows it, so that something is left to score.
+        """
+        scored = [
+            bool(option) or context != context.rstrip()
+            for context, option in (request.args for request in requests)
+        ]
+        asked = [request for request, some in zip(requests, scored, strict=True) if some]
         known = len(self._encodings)
         self.encode_all(
             text
@@ -298,7 +340,7 @@ class PrefixLM(_Stock):
         answers = iter(super().loglikelihood(asked, disable_tqdm=silent))
         if not known:
             self.forget_encodings()
-        return [next(answers) if request.args[1] else (0.0, True) for request in requests]
+        return [next(answers) if some else (0.0, True) for some in scored]
 
     # -- sharing -----------------------------------------------------------------------------
 
@@ -322,7 +364,7 @@ class PrefixLM(_Stock):
         override_bs: int | None = None,
     ) -> list[Answer]:
         if not self._shares():
-            return super()._loglikelihood_tokens(requests, disable_tqdm, override_bs)
+            return self._stock(requests, disable_tqdm, override_bs)
         with tqdm(
             total=len(requests),
             disable=disable_tqdm or self.rank != 0,
@@ -336,6 +378,22 @@ class PrefixLM(_Stock):
             if texts is not None:
                 self.cache_hook.add_partial("loglikelihood", texts, answer)
         return answers
+
+    def _stock(
+        self, requests: list[Request], disable_tqdm: bool, override_bs: int | None
+    ) -> list[Answer]:
+        """lm-eval's own code; out of memory, with half the batch from then on."""
+        while True:
+            try:
+                return super()._loglikelihood_tokens(requests, disable_tqdm, override_bs)
+            except RuntimeError as error:
+                size = self.batch_size
+                if not should_reduce_batch_size(error) or size == "auto" or int(size) <= 1:
+                    raise
+                clear_torch_cache()
+                self.batch_size_per_gpu = int(size) // 2
+                self.counts["halved"] += 1
+                logger.warning("Out of memory: going on with %d inputs a batch.", int(size) // 2)
 
     def _cut(self, context: list[int], option: list[int]) -> list[int]:
         """What the model reads: all but the last token, from the left as much as it can hold.
@@ -419,7 +477,8 @@ class PrefixLM(_Stock):
                     raise
                 clear_torch_cache()
                 tokens = self._most_tokens = (end - begin) // 2
-                rows = self._most_rows = max(1, len(scored) // 2)
+                if len(scored) > 1:
+                    rows = self._most_rows = len(scored) // 2
                 self.counts["halved"] += 1
                 logger.warning("Out of memory: going on with %d tokens a batch.", tokens)
                 continue
@@ -444,10 +503,9 @@ class PrefixLM(_Stock):
                 logits = self.model(
                     input_ids=torch.tensor([arrangement.tokens[begin:end]], device=self.device),
                     position_ids=torch.tensor([positions], device=self.device),
-                    # With none to score, one is computed and not used.
-                    logits_to_keep=torch.tensor(
-                        [row - begin for row in scored] or [0], device=self.device
-                    ),
+                    # With none to score, one is computed and not used. An index on the processor
+                    # suits a model whose last layers are on another card than its first.
+                    logits_to_keep=torch.tensor([row - begin for row in scored] or [0]),
                     use_cache=False,
                 ).logits[0]
                 return F.log_softmax(logits, dim=-1, dtype=self.softmax_dtype)
@@ -487,7 +545,10 @@ class PrefixLM(_Stock):
     @contextmanager
     def _path_attention(self) -> Iterator[None]:
         inner = self._inner()
-        before = inner.config._attn_implementation
+        parts = {name: getattr(inner.config, name, None) for name in inner.config.sub_configs}
+        before = {"": inner.config._attn_implementation} | {
+            name: part._attn_implementation for name, part in parts.items() if part is not None
+        }
         inner.set_attn_implementation(ATTENTION)
         try:
             yield
@@ -503,9 +564,11 @@ class PrefixLM(_Stock):
             return "its attention cannot be replaced"
         if "logits_to_keep" not in inspect.signature(inner.forward).parameters:
             return "it computes logits of every token"
-        adapters = getattr(self.model, "peft_config", {}).values()
+        adapters = list(getattr(self.model, "peft_config", {}).values())
         if any(adapter.is_prompt_learning for adapter in adapters):
             return "its adapter puts virtual tokens in front"
+        if any(getattr(adapter, "alora_invocation_tokens", None) for adapter in adapters):
+            return "its adapter wakes at certain tokens of an input"
         config = inner.config.get_text_config()
         others = set(getattr(config, "layer_types", None) or ()) - _LAYERS
         if others:
@@ -520,14 +583,16 @@ class PrefixLM(_Stock):
         """Whether prefixes are shared; the first call tries it on a few random tokens."""
         if not self._probed and not self.unshared:
             self._probed = True
-            counts = self.counts.copy()
+            most, counts = self._most_tokens, self.counts.copy()
+            self._most_tokens = _PROBE_TOKENS
             try:
                 self.unshared = self._probe()
-            except (UnsharedError, ArithmeticError, LookupError, TypeError, ValueError) as error:
-                self.unshared = str(error) or type(error).__name__
-            except (AttributeError, RuntimeError) as error:
-                self.unshared = f"a trial failed ({error})"
-            self.counts = counts
+            except UnsharedError as error:
+                self.unshared = str(error)
+            except Exception as error:
+                # Whatever a model does with an unusual call, lm-eval's own code may answer.
+                self.unshared = f"a trial failed ({type(error).__name__}: {error})"
+            self._most_tokens, self.counts = most, counts
         if self.unshared and not self._told:
             self._told = True
             logger.warning(
@@ -538,7 +603,11 @@ class PrefixLM(_Stock):
         return not self.unshared
 
     def _probe(self) -> str:
-        """Compares random inputs with shared beginnings with the stock code."""
+        """Compares all log-probabilities of random inputs that share beginnings with the model's.
+
+        An error is measured against the spread of a token's log-probabilities: another context
+        moves them by much of it, rounding in half precision by some percent.
+        """
         draw = random.Random(0)
         size = min(32, self.max_length)
         words = self._inner().config.get_text_config().vocab_size
@@ -547,12 +616,25 @@ class PrefixLM(_Stock):
             [*trunk[:kept], *(draw.randrange(words) for _ in range(size - kept))]
             for kept in (size, size // 2, size // 2, size // 4, 0)
         ]
-        requests: list[Request] = [(None, tokens[:1], tokens[1:]) for tokens in inputs]
-        mine = self._score([t[:-1] for t in inputs], [t[1:] for t in inputs], 0)
-        stock = super()._loglikelihood_tokens(requests, True, len(requests))
-        allowed = _PROBE_TOLERANCE.get(self._inner().dtype, _HALF_TOLERANCE) * size
-        worst = max(abs(a - b) for (a, _), (b, _) in zip(mine, stock, strict=True))
-        # A model whose numbers are no numbers is told so by whoever reads its answers.
+        arrangement = arrange(inputs, [size] * len(inputs))
+        self._path.reserve(size)
+        mine: dict[int, Tensor] = {}
+        with self._path_attention():
+            for rows, log_probs in self._passes(arrangement):
+                mine |= dict(zip(rows, log_probs, strict=True))
+        worst = 0.0
+        for tokens, rows in zip(inputs, arrangement.rows, strict=True):
+            logits = self._model_call(torch.tensor([tokens], device=self.device))[0]
+            alone = F.log_softmax(logits, dim=-1, dtype=self.softmax_dtype).float()
+            shared = torch.stack([mine[row] for row in rows]).to(alone.device).float()
+            possible = alone.isfinite()
+            if not possible.any() or not torch.equal(possible, shared.isfinite()):
+                return "a trial gave numbers that cannot be compared"
+            for one, other, kept in zip(alone, shared, possible, strict=True):
+                spread = float(one[kept].std(correction=0))
+                error = float((one[kept] - other[kept]).abs().mean())
+                worst = max(worst, error / spread if spread else error)
+        allowed = _PROBE_TOLERANCE.get(self._inner().dtype, _HALF_TOLERANCE)
         return f"a trial gave other numbers (by {worst:.2g})" if worst > allowed else ""
 
 

@@ -64,6 +64,15 @@ def load_lm(
     return lm
 
 
+def room(lm: Any) -> int:
+    """Most tokens that a prompt and an option may have together without being cut.
+
+    The Hugging Face classes read all but an option's last token, which is only predicted. lm-eval's
+    vLLM class keeps a token less than the window, and generates one.
+    """
+    return lm.max_length + (1 if hasattr(lm, "hold") else -1)
+
+
 def source_of(base: str, checkpoint: str, adapter: bool) -> str:
     """Folder or hub id of the full model and its tokenizer."""
     return checkpoint if checkpoint and not adapter else base
@@ -87,7 +96,7 @@ def _hugging_face(
         # Scores of half-precision models are summed in full precision.
         lm = PrefixLM(
             pretrained=model,
-            tokenizer=load_tokenizer(source, revision),
+            tokenizer=load_tokenizer(source, revision, add_bos),
             softmax_dtype="float32",
             add_bos_token=add_bos,
         )

@@ -9,8 +9,9 @@ any two. With a chat template all of it is the user's turn, and the option is ho
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
-from kinject_assets.core.errors import KinjectError
+from kinject_assets.core.errors import KinjectError, ModelError
 from kinject_assets.core.schema import Question
 
 LETTERS = "ABCDEFGH"
@@ -23,6 +24,25 @@ Wrap = Callable[[str], str]
 def plain(text: str) -> str:
     """No chat template."""
     return text
+
+
+def chat_wrap(tokenizer: Any, name: str) -> Wrap:
+    """Puts a text as the user's turn into a tokenizer's chat template.
+
+    Raises:
+        ModelError: If the tokenizer has none.
+    """
+    if not getattr(tokenizer, "chat_template", None):
+        raise ModelError(
+            f"scoring.chat_template: the tokenizer of `{name}` has no chat template. Set it to "
+            "false, or use the chat version of the model."
+        )
+
+    def wrap(text: str) -> str:
+        turns = [{"role": "user", "content": text}]
+        return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+
+    return wrap
 
 
 @dataclass(frozen=True)

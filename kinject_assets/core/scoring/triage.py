@@ -24,10 +24,10 @@ from kinject_assets.core.errors import BrokenArtefact, MissingArtefact
 from kinject_assets.core.manifest import content_hash
 from kinject_assets.core.progress import Report, silent
 from kinject_assets.core.schema import Chunk, Question, Triage
-from kinject_assets.core.scoring.lm import load_lm
-from kinject_assets.core.scoring.prompts import Prompt, build, fit, turned
+from kinject_assets.core.scoring.lm import load_lm, room
+from kinject_assets.core.scoring.prompts import Prompt, Wrap, build, chat_wrap, fit, plain, turned
 from kinject_assets.core.scoring.tasks import option_logliks
-from kinject_assets.core.store import read_rows, write_rows
+from kinject_assets.core.store import keep_rows, read_rows, write_rows
 
 MAJORITY = 0.5
 """A share from which on an option counts as picked: more than all others together."""
@@ -69,6 +69,7 @@ class TriageRequest:
     work: str
     out: str
     engine: str = "hf-prefix"
+    chat_template: bool = False
     add_bos: bool | None = None
     batch_size: int = 16
     device: str = "auto"
@@ -79,7 +80,8 @@ class Shares:
     """What one model makes of a question: the gold option's share in each probe.
 
     Attributes:
-        rival: Share of the likeliest wrong option in the open-book probe.
+        rival: Share of the likeliest wrong option in the open-book probe; 0 if the chunk did not
+            fit the window, as it was not read then.
         rival_option: Which one that is.
     """
 
@@ -177,10 +179,7 @@ def _block(
         if [row.question_id for row in kept] == ids:
             return kept
     rows = _ask(request, model, block, texts)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    write_rows(partial, rows, Shares)
-    partial.replace(path)
+    keep_rows(path, rows, Shares)
     return rows
 
 
@@ -196,48 +195,57 @@ def _ask(
         engine=request.engine,
         add_bos=request.add_bos,
     )
+    wrap = chat_wrap(lm.tokenizer, model.base) if request.chat_template else plain
     asked = [
-        [probe_prompts(q, probe, request.choice_format, texts[q.chunk_id or ""]) for q in block]
+        [
+            probe_prompts(q, probe, request.choice_format, texts[q.chunk_id or ""], wrap)
+            for q in block
+        ]
         for probe in PROBES
     ]
-    exams = [
+    fitted = [
         [
-            fit(prompt, lm.max_length, lambda text: len(lm.tok_encode(text)))[0]
+            [fit(prompt, room(lm), lambda text: len(lm.tok_encode(text))) for prompt in prompts]
             for prompts in of_probe
-            for prompt in prompts
         ]
         for of_probe in asked
+    ]
+    exams = [[prompt for found in of_probe for prompt, _ in found] for of_probe in fitted]
+    unread = [
+        any(truncated for _, truncated in found) for found in fitted[PROBES.index("open_book")]
     ]
     by_probe: list[list[list[float]]] = []
     for of_probe, logliks in zip(asked, option_logliks(lm, exams), strict=True):
         values = iter(logliks)
         by_probe.append([option_shares([next(values) for _ in prompts]) for prompts in of_probe])
     return [
-        _shares(question, [shares[place] for shares in by_probe])
+        _shares(question, [shares[place] for shares in by_probe], unread[place])
         for place, question in enumerate(block)
     ]
 
 
-def _shares(question: Question, by_probe: Sequence[Sequence[float]]) -> Shares:
+def _shares(question: Question, by_probe: Sequence[Sequence[float]], unread: bool) -> Shares:
     open_book = by_probe[PROBES.index("open_book")]
     wrong = [option for option in range(len(open_book)) if option != question.gold]
     rival = max(wrong, key=lambda option: open_book[option])
     return Shares(
         question_id=question.question_id,
-        rival=open_book[rival],
+        rival=0.0 if unread else open_book[rival],
         rival_option=rival,
         **{probe: shares[question.gold] for probe, shares in zip(PROBES, by_probe, strict=True)},
     )
 
 
-def probe_prompts(question: Question, probe: str, choice_format: str, chunk: str) -> list[Prompt]:
+def probe_prompts(
+    question: Question, probe: str, choice_format: str, chunk: str, wrap: Wrap = plain
+) -> list[Prompt]:
     """The prompts of a probe: one, or one for each cyclic order of options that are shown."""
     if probe == "question_only":
-        return [build(question, "text")]
+        return [build(question, "text", wrap=wrap)]
     shown = replace(question, stem="") if probe == "options_only" else question
     chunks = (chunk,) if probe == "open_book" else ()
     orders = range(len(question.options)) if choice_format == "letter" else range(1)
-    return [build(turned(shown, order), choice_format, (), chunks) for order in orders]
+    return [build(turned(shown, r), choice_format, (), chunks, wrap=wrap) for r in orders]
 
 
 def option_shares(by_order: Sequence[Sequence[float]]) -> list[float]:

@@ -134,6 +134,7 @@ def _more_shots(a: System, b: System) -> bool:
         (mine.method, mine.recipe) == (other.method, other.recipe)
         and _same_retrieval(a, b)
         and mine.shots > other.shots == 0
+        and not is_control(a)
     )
 
 
@@ -150,10 +151,10 @@ class Family:
         question: What it asks.
         pairs: Whether A and B are compared; what `setting` names is always the same.
         k_rule: Whose answers stand for the conditions that retrieve.
-        strata: Also asked of each stratum of the questions. Only where neither side has an
-            advantage by the sorting: base models sort, so their lucky guesses are `known` and their
-            unlucky ones `new`, and closed-book answers of whatever was trained from them lean the
-            same way.
+        strata: Also asked of each stratum of the questions. Only where both sides were trained
+            from a base model, as long as each other: base models sort, so their lucky guesses are
+            `known`, their unlucky ones `new` and what they misread `broken`, and the less a model
+            was trained since, the more it leans the same way.
     """
 
     name: str
@@ -181,7 +182,6 @@ FAMILIES: tuple[Family, ...] = (
         lambda a, b: (
             _methods(a, b, "ft_rag", "rag") and _same_retrieval(a, b) and not is_control(a)
         ),
-        strata=True,
     ),
     Family(
         "ft_rag_vs_ft",
@@ -192,7 +192,7 @@ FAMILIES: tuple[Family, ...] = (
             and not is_control(a)
         ),
     ),
-    Family("par_vs_reg", "Does training on paraphrases help?", _par_vs_reg, strata=True),
+    Family("par_vs_reg", "Does training on paraphrases help?", _par_vs_reg),
     Family(
         "par_vs_control",
         "Do paraphrases help beyond repeating the text as often?",
@@ -238,7 +238,11 @@ def verdict_text(comparison: Comparison) -> str:
     """`better`, `worse`, or `no difference shown (could have shown ...)`."""
     if comparison.p_adjusted < ALPHA and comparison.difference != 0:
         return "better" if comparison.difference > 0 else "worse"
-    could = comparison.detectable_difference
+    return no_difference(comparison.detectable_difference)
+
+
+def no_difference(could: float | None) -> str:
+    """The verdict where none was shown, with what could have been."""
     shown = "no difference at this n" if could is None else f"{could:.3f}"
     return f"no difference shown (could have shown {shown})"
 

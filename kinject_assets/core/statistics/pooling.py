@@ -8,11 +8,18 @@ come: for those, `seed_sd` says how far seeds lie apart.
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from statistics import fmean, pvariance, stdev
+from math import sqrt
+from statistics import NormalDist, fmean, pstdev, pvariance, stdev
 
-from kinject_assets.core.statistics.comparisons import ALL, System, is_control, setting
+from kinject_assets.core.statistics.comparisons import (
+    ALL,
+    System,
+    is_control,
+    no_difference,
+    setting,
+)
 from kinject_assets.core.statistics.intervals import Interval, wilson
-from kinject_assets.core.statistics.power import ALPHA
+from kinject_assets.core.statistics.power import ALPHA, POWER
 from kinject_assets.core.statistics.selection import KRule, best_k
 from kinject_assets.core.statistics.tests import holm, sign_flip
 
@@ -34,7 +41,9 @@ class Pooled:
             scored.
         difference: Accuracy less that of the reference, on the questions that all answered.
         p_value: Exact sign-flip test over questions.
-        p_adjusted: The same after Holm's adjustment within method, `k_rule` and stratum.
+        p_adjusted: The same after Holm's adjustment within method and `k_rule`.
+        detectable_difference: What would have been found with 80 % power at the strictest level of
+            that adjustment, by the spread between questions that was seen.
     """
 
     corpus: str
@@ -64,6 +73,7 @@ class Pooled:
     difference: float | None = None
     p_value: float | None = None
     p_adjusted: float | None = None
+    detectable_difference: float | None = None
     verdict: str | None = None
 
 
@@ -141,21 +151,30 @@ def _pool(seeds: Mapping[int, System], stratum: str) -> Pooled | None:
     )
 
 
-def _held_against(pooled: Pooled, seeds: Iterable[System], reference: System) -> Pooled:
+@dataclass(frozen=True)
+class _Row:
+    """A pooled row, with the standard error of its difference where it has one."""
+
+    pooled: Pooled
+    error: float | None = None
+
+
+def _held_against(pooled: Pooled, seeds: Iterable[System], reference: System) -> _Row:
     systems = list(seeds)
     shared = sorted(set.intersection(*(set(s.outcomes) for s in (*systems, reference))))
     if not shared:
-        return pooled
+        return _Row(pooled)
     # In answers, not shares: sums of integers are compared exactly.
     differences = [
         sum(s.outcomes[q] for s in systems) - len(systems) * reference.outcomes[q] for q in shared
     ]
-    return replace(
+    tested = replace(
         pooled,
         reference_id=reference.condition.condition_id,
         difference=sum(differences) / (len(systems) * len(shared)),
         p_value=sign_flip(differences),
     )
+    return _Row(tested, pstdev(differences) / (len(systems) * sqrt(len(shared))))
 
 
 def _seedless(system: System) -> str:
@@ -180,28 +199,36 @@ def pool_all(systems: Iterable[System], stratum: str = ALL) -> list[Pooled]:
         else:
             key = (_seedless(system), *_key(system, method))
             groups[key].setdefault(system.recipe.seed, system)
-    families: dict[tuple[str, KRule], list[Pooled]] = defaultdict(list)
+    families: dict[tuple[str, KRule], list[_Row]] = defaultdict(list)
     for seeds in groups.values():
-        if len(seeds) < 2 or (row := _pool(seeds, stratum)) is None:
+        if len(seeds) < 2 or (pooled := _pool(seeds, stratum)) is None:
             continue
-        some = seeds[row.seeds[0]]
-        against = references.get(_key(some, REFERENCE[row.method]))
+        some = seeds[pooled.seeds[0]]
+        against = references.get(_key(some, REFERENCE[pooled.method]))
         # The base model's own answers sorted the questions: within strata it is no measure.
-        if stratum != ALL and REFERENCE[row.method] == "base":
-            against = None
-        if against is not None and not is_control(some):
-            row = _held_against(row, seeds.values(), against)
-        families[row.method, row.k_rule].append(row)
+        if against is None or is_control(some) or stratum != ALL:
+            row = _Row(pooled)
+        else:
+            row = _held_against(pooled, seeds.values(), against)
+        families[pooled.method, pooled.k_rule].append(row)
     return [row for family in families.values() for row in _adjusted(family)]
 
 
-def _adjusted(family: Sequence[Pooled]) -> list[Pooled]:
-    tested = [row for row in family if row.p_value is not None]
-    adjusted = holm([row.p_value for row in tested if row.p_value is not None])
-    found = [row for row in family if row.p_value is None]
-    for row, p_adjusted in zip(tested, adjusted, strict=True):
-        verdict = "no difference shown"
-        if p_adjusted < ALPHA and row.difference:
-            verdict = "better" if row.difference > 0 else "worse"
-        found.append(replace(row, p_adjusted=p_adjusted, verdict=verdict))
-    return found
+def _adjusted(family: Sequence[_Row]) -> list[Pooled]:
+    p_values = {i: p for i, row in enumerate(family) if (p := row.pooled.p_value) is not None}
+    adjusted = dict(zip(p_values, holm(list(p_values.values())), strict=True))
+    return [_judged(row, adjusted.get(i), len(p_values)) for i, row in enumerate(family)]
+
+
+def _judged(row: _Row, p_adjusted: float | None, tests: int) -> Pooled:
+    if p_adjusted is None:
+        return row.pooled
+    normal = NormalDist()
+    # The test's exact power is not known for several seeds: the normal approximation. Where all
+    # questions differ alike there is no spread to go by.
+    steps = normal.inv_cdf(1 - ALPHA / tests / 2) + normal.inv_cdf(POWER)
+    could = steps * row.error if row.error else None
+    verdict = no_difference(could)
+    if p_adjusted < ALPHA and row.pooled.difference:
+        verdict = "better" if row.pooled.difference > 0 else "worse"
+    return replace(row.pooled, p_adjusted=p_adjusted, detectable_difference=could, verdict=verdict)

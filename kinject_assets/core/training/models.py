@@ -34,8 +34,15 @@ def resolve_device(device: str) -> "torch.device":
     return chosen
 
 
-def load_tokenizer(source: str, revision: str | None = None) -> "PreTrainedTokenizerFast":
+def load_tokenizer(
+    source: str, revision: str | None = None, add_bos: bool | None = None
+) -> "PreTrainedTokenizerFast":
     """Loads a fast tokenizer from a folder or the hub.
+
+    Args:
+        source: Folder or hub id.
+        revision: Revision of a hub id.
+        add_bos: Whether it puts a begin-of-text token first; `None`: as it is made.
 
     Raises:
         ModelError: If there is none or it has no end-of-text token.
@@ -48,6 +55,7 @@ def load_tokenizer(source: str, revision: str | None = None) -> "PreTrainedToken
             revision=revision or "main",
             trust_remote_code=False,
             local_files_only=Path(source).is_dir(),
+            **({} if add_bos is None else {"add_bos_token": add_bos}),
         )
     except Exception as error:
         raise _unloadable(source, "tokenizer", error) from error

@@ -23,6 +23,7 @@ from kinject_assets.core.scoring.prompts import LETTERS, turned
 from kinject_assets.core.store import read_rows, write_rows
 from kinject_assets.core.training.models import load_model, load_tokenizer
 from kinject_assets.lab.pretrain import build_tokenizer
+from kinject_assets_tests.tiny import random_llama
 
 RequestOf = Callable[..., ScoreRequest]
 
@@ -311,6 +312,23 @@ def test_a_chat_template_goes_round_the_prompt(
         if (a.condition_id, a.question_id) == (first.condition_id, question.question_id)
     )
     assert mine.logliks == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_begin_token_is_put_first_where_the_tokenizer_does_not(
+    request_of: RequestOf, tmp_path: Path
+) -> None:
+    texts = [q.stem for q in read_rows(Path(request_of().questions), Question)]
+    folder = random_llama(tmp_path / "bare", texts)
+    usual = score(request_of(base=str(folder), work=str(tmp_path / "usual")))
+    begun = score(request_of(base=str(folder), add_bos=True, work=str(tmp_path / "begun")))
+    assert (usual.conditions[0].bos, begun.conditions[0].bos) == (False, True)
+    pairs = zip(usual.answers, begun.answers, strict=True)
+    assert all(a.logliks != pytest.approx(b.logliks, abs=1e-4) for a, b in pairs)
+    tokenizer = load_tokenizer(str(folder))
+    tokenizer.bos_token = None
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(ModelError, match=r"scoring\.add_bos"):
+        score(request_of(base=str(folder), add_bos=True, work=str(tmp_path / "none")))
 
 
 @pytest.mark.parametrize(("add_bos", "recorded"), [(None, True), (True, True), (False, False)])

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from peft import LoraConfig, PromptTuningConfig, TaskType, get_peft_model
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, Gemma3ForConditionalGeneration
 
 from kinject_assets.config import MMLUExam
 from kinject_assets.core.errors import ModelError
@@ -75,7 +75,11 @@ def pair(kind: str) -> tuple[Any, Any]:
 
 
 def one_at_a_time(lm: Any, requests: list[Any]) -> list[tuple[float, bool]]:
-    return [lm._loglikelihood_tokens([request], True)[0] for request in requests]
+    """Each by itself; of no tokens the probability is 1, which stock lm-eval does not answer."""
+    return [
+        lm._loglikelihood_tokens([request], True)[0] if request[2] else (0.0, True)
+        for request in requests
+    ]
 
 
 @st.composite
@@ -91,7 +95,7 @@ def request_sets(draw: st.DrawFn) -> list[tuple[None, list[int], list[int]]]:
         context = context or [draw(token)]
         grown.append(context)
         for _ in range(draw(st.integers(1, 4))):
-            requests.append((None, context, draw(st.lists(token, min_size=1, max_size=5))))
+            requests.append((None, context, draw(st.lists(token, max_size=5))))
     requests += draw(st.lists(st.sampled_from(requests), max_size=3))
     return draw(st.permutations(requests))
 
@@ -152,14 +156,27 @@ def test_texts_go_through_lm_evals_own_encoding() -> None:
 
 
 def test_an_empty_option_is_certain() -> None:
-    _, ours = pair("llama")
+    stock, ours = pair("llama")
     requests = [
         Instance("loglikelihood", {}, pair, 0)
-        for pair in (("The heart", ""), ("The heart", " pumps"), ("", ""))
+        for pair in (("The heart", ""), ("The heart", " pumps"), ("", ""), ("The heart ", ""))
     ]
-    first, second, third = ours.loglikelihood(requests, disable_tqdm=True)
+    first, second, third, space = ours.loglikelihood(requests, disable_tqdm=True)
     assert first == third == (0.0, True)
     assert second[0] < 0
+    # The space at a context's end belongs to the option.
+    (expected,) = stock.loglikelihood(requests[3:], disable_tqdm=True)
+    assert space[0] == pytest.approx(expected[0], abs=1e-4)
+
+
+def test_an_option_without_a_token_of_its_own_is_an_error() -> None:
+    # " blood" is one token and " b" is another: after " b", "lood" has none of its own.
+    _, ours = pair("llama")
+    whole, context = (len(ours.tok_encode(text)) for text in (" blood", " blo"))
+    assert whole <= context
+    request = Instance("loglikelihood", {}, (" blo", "od"), 0)
+    with pytest.raises(ModelError, match="no token of its own"):
+        ours.loglikelihood([request], disable_tqdm=True)
 
 
 def test_an_option_over_the_window_is_an_error() -> None:
@@ -253,6 +270,59 @@ def test_out_of_memory_halves_the_batch_and_goes_on(monkeypatch: pytest.MonkeyPa
         ours._loglikelihood_tokens(requests, True)
 
 
+def test_memory_that_runs_out_where_nothing_is_scored_leaves_rows_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    _, ours = stock_and_ours(random_model("llama"), max_length=WINDOW)
+    ours._shares()
+    real = ours._forward
+    monkeypatch.setattr(ours, "_forward", _Unwilling(ours, 30))
+    ours.hold([*range(5, 55)])
+    monkeypatch.setattr(ours, "_forward", real)
+    assert ours.counts["halved"] == 1
+    before = ours.counts["batches"]
+    ours._loglikelihood_tokens([(None, [*range(5, 55), i], [9]) for i in range(60, 80)], True)
+    assert ours.counts["batches"] == before + 1
+
+
+def test_the_stock_code_halves_its_batch_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    stock, ours = stock_and_ours(random_model("mamba", state_size=4), max_length=WINDOW)
+    requests = [(None, [*range(5, 25), i], [9, 8]) for i in range(30, 38)]
+    expected = stock._loglikelihood_tokens(requests, True)
+    real, sizes = ours._model_call, []
+
+    def unwilling(inputs: Any, *rest: Any, **options: Any) -> Any:
+        sizes.append(len(inputs))
+        if len(inputs) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+        return real(inputs, *rest, **options)
+
+    monkeypatch.setattr(ours, "_model_call", unwilling)
+    found = ours._loglikelihood_tokens(requests, True)
+    assert [v for v, _ in found] == pytest.approx([v for v, _ in expected], abs=1e-4)
+    assert sizes[0] == 4 and sizes[-1] == 2
+    assert ours.batch_size == 2
+
+
+def test_each_part_of_a_model_gets_its_attention_back() -> None:
+    model = random_model("llama")
+    model.set_attn_implementation("eager")
+    _, ours = stock_and_ours(model, max_length=WINDOW)
+    ours._loglikelihood_tokens([(None, [5, 6], [7])], True)
+    assert ours.unshared == "" and model.config._attn_implementation == "eager"
+    parts = {"text_config": "eager", "vision_config": "sdpa"}
+    small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    text = {**small, **SHAPES["gemma3_text"], "num_attention_heads": 4, "vocab_size": 320}
+    vision = {**small, "num_attention_heads": 4, "image_size": 28, "patch_size": 14}
+    config: Any = AutoConfig.for_model("gemma3", text_config=text, vision_config=vision)
+    both: Any = Gemma3ForConditionalGeneration(config).eval()
+    both.set_attn_implementation(parts)
+    _, ours = stock_and_ours(both, max_length=WINDOW)
+    ours._loglikelihood_tokens([(None, [5, 6], [7])], True)
+    assert ours.unshared == ""
+    assert {name: getattr(both.config, name)._attn_implementation for name in parts} == parts
+
+
 UNSHARED = {
     "a recurrent model": lambda: random_model(
         "mamba", hidden_size=32, num_hidden_layers=2, state_size=4
@@ -261,6 +331,29 @@ UNSHARED = {
     "soft caps": lambda: random_model(
         "gemma2", head_dim=8, num_key_value_heads=2, attn_logit_softcapping=5.0
     ),
+    "a window in the mask alone": lambda: random_model(
+        "phimoe", num_key_value_heads=2, sliding_window=40, num_local_experts=2
+    ),
+    "layers used twice": lambda: random_model("diffllama", num_key_value_heads=2),
+    "layers used twice, bfloat16": lambda: random_model("diffllama", num_key_value_heads=2).to(
+        torch.bfloat16
+    ),
+    "positions of its own": lambda: random_model(
+        "roberta", is_decoder=True, max_position_embeddings=200
+    ),
+    "positions of its own, bfloat16": lambda: random_model(
+        "roberta", is_decoder=True, max_position_embeddings=200
+    ).to(torch.bfloat16),
+    "activated adapter": lambda: get_peft_model(
+        random_model("llama"),
+        LoraConfig(
+            task_type=TaskType.CAUSAL_LM,
+            r=4,
+            target_modules=["q_proj"],
+            init_lora_weights=False,
+            alora_invocation_tokens=[6, 7],
+        ),
+    ).eval(),
     "positions by length": lambda: random_model(
         "llama",
         rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0},
@@ -290,6 +383,26 @@ def test_a_wrong_attention_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     real = hf_prefix._attend
     monkeypatch.setattr(hf_prefix, "_attend", lambda *a: real(*a) * 1.5)
     _, ours = stock_and_ours(random_model("llama"), max_length=WINDOW)
+    ours._loglikelihood_tokens([(None, [5, 6], [7])], True)
+    assert ours.unshared.startswith("a trial gave other numbers")
+
+
+def test_impossible_tokens_do_not_hide_a_wrong_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = random_model("llama")
+    real_head = model.lm_head.forward
+
+    def masked(hidden: Any) -> Any:
+        logits = real_head(hidden)
+        logits[..., 100:] = float("-inf")
+        return logits
+
+    monkeypatch.setattr(model.lm_head, "forward", masked)
+    _, ours = stock_and_ours(model, max_length=WINDOW)
+    ours._loglikelihood_tokens([(None, [5, 6], [7])], True)
+    assert ours.unshared == ""
+    real = hf_prefix._attend
+    monkeypatch.setattr(hf_prefix, "_attend", lambda *a: real(*a) * 1.5)
+    _, ours = stock_and_ours(model, max_length=WINDOW)
     ours._loglikelihood_tokens([(None, [5, 6], [7])], True)
     assert ours.unshared.startswith("a trial gave other numbers")
 

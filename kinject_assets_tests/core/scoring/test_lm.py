@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from kinject_assets.cli import _names_a_model
 from kinject_assets.core.errors import ModelError
 from kinject_assets.core.scoring import lm as module
 from kinject_assets.core.scoring.lm import load_lm, release
@@ -130,6 +131,29 @@ def test_lm_evals_command_line_gives_the_same_numbers(base: Path, tmp_path: Path
     assert len(ours) == 12
     for mine, theirs in zip(ours, stock, strict=True):
         assert mine == pytest.approx(theirs, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--tasks", "a"], False),
+        (["--tasks", "a", "--model", "hf"], True),
+        (["-M", "hf"], True),
+        (["--model=hf"], True),
+        (["--model_args", "pretrained=x"], False),
+        (["--config", "with.yaml"], True),
+        (["--config=without.yaml"], False),
+        (["-C", "without.yaml"], False),
+        (["-C", "missing.yaml"], True),
+    ],
+)
+def test_the_default_model_gives_way_to_one_that_is_named(
+    arguments: list[str], named: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "with.yaml").write_text("model: hf\ntasks: [a]\n")
+    (tmp_path / "without.yaml").write_text("tasks: [a]\n")
+    monkeypatch.chdir(tmp_path)
+    assert _names_a_model(arguments) is named
 
 
 def test_lm_evals_help_is_one_word_away() -> None:

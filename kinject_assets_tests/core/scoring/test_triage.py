@@ -9,6 +9,7 @@ import torch
 from kinject_assets.core.errors import MissingArtefact
 from kinject_assets.core.schema import Chunk, Question, Triage
 from kinject_assets.core.scoring import triage as module
+from kinject_assets.core.scoring.lm import load_lm
 from kinject_assets.core.scoring.triage import (
     Shares,
     TriageRequest,
@@ -140,6 +141,29 @@ def test_every_question_gets_its_shares(request_of: Any, base: Path, choice_form
             wrong = [s for o, s in enumerate(expected) if o != question.gold]
             assert row.rival == pytest.approx(max(wrong), abs=1e-4)
     assert row.models == 2
+
+
+def test_a_chunk_that_was_not_read_breaks_no_question(
+    request_of: Any, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lm = load_lm(str(base), device="cpu")
+    rows = triage(request_of())
+    monkeypatch.setattr(module, "room", lambda lm: 60)
+    short = triage(request_of(work=request_of().work + "-short"))
+    assert all(row.rival > 0 for row in rows)
+    assert any(row.rival == 0 for row in short)
+    assert all(row.stratum != "broken" for row in short if row.rival == 0)
+    assert lm is load_lm(str(base), device="cpu")
+
+
+def test_chat_models_are_probed_in_their_template() -> None:
+    def wrap(text: str) -> str:
+        return f"[user] {text} [assistant]"
+
+    for probe in module.PROBES:
+        for prompt in probe_prompts(QUESTION, probe, "letter", "text", wrap):
+            assert prompt.text.startswith("[user] ") and prompt.text.endswith(" [assistant]")
+            assert not any(option.startswith(" ") for option in prompt.options)
 
 
 def test_finished_blocks_are_not_asked_again(

@@ -151,7 +151,16 @@ def test_within_strata_nothing_is_compared_with_who_sorted_them() -> None:
     families = {c.family for c in compare_all(systems)}
     assert {"rag_vs_base", "ft_vs_base", "rag_vs_ft"} < families
     found = {c.family for c in compare_all(systems, "new")}
-    assert found == {"par_vs_reg", "par_vs_control", "ft_rag_vs_rag"}
+    assert found == {"par_vs_control"}
+
+
+def test_controls_are_compared_with_their_paraphrases_alone() -> None:
+    systems = [
+        _system("ft", 0.3, recipe=r, shots=s) for r in ("full.p04", "full.r04") for s in (0, 5)
+    ]
+    found = [c for c in compare_all(systems) if c.family == "shots"]
+    control = {s.condition.condition_id for s in systems if s.condition.recipe == "full.r04"}
+    assert len(found) == 1 and found[0].condition_a not in control
 
 
 def test_what_could_have_been_shown_is_asked_at_the_level_that_decides() -> None:
