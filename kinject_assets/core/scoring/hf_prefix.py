@@ -249,9 +249,9 @@ class PrefixLM(_Stock):
 
     Attributes:
         unshared: Why the stock code answers; empty while prefixes are shared.
-        counts: Since the start: `requests`, `tokens` (of all inputs), `read` (tokens that went
-            through the model), `rows` (positions whose logits were computed), `batches`, `halved`
-            (batches that ran out of memory).
+        counts: Since the start: `requests`, `tokens` (of all distinct inputs: what the stock class
+            reads of them), `read` (tokens that went through the model), `rows` (positions whose
+            logits were computed), `batches`, `halved` (batches that ran out of memory).
         on_tokens: Called after each batch with the tokens read so far and in all.
         bars: Draw progress bars.
     """
@@ -372,7 +372,8 @@ class PrefixLM(_Stock):
         ) as bar:
             inputs = [self._cut(context, option) for _, context, option in requests]
             targets = [option for _, _, option in requests]
-            self.counts.update(requests=len(requests), tokens=sum(map(len, inputs)))
+            distinct = set(map(tuple, inputs))
+            self.counts.update(requests=len(requests), tokens=sum(map(len, distinct)))
             answers = self._score(inputs, targets, self._usable(inputs, targets), bar.update)
         for (texts, _, _), answer in zip(requests, answers, strict=True):
             if texts is not None:
