@@ -18,8 +18,8 @@ from kinject_assets.core.errors import BrokenArtefact, KinjectError, MissingArte
 from kinject_assets.core.manifest import content_hash
 from kinject_assets.core.progress import Report, silent
 from kinject_assets.core.schema import Answer, Chunk, Condition, Question, Retrieved
-from kinject_assets.core.scoring.lm import load_lm, room, source_of
-from kinject_assets.core.scoring.prompts import Prompt, Wrap, build, chat_wrap, fit, plain, turned
+from kinject_assets.core.scoring.lm import fit_all, load_lm, source_of
+from kinject_assets.core.scoring.prompts import Prompt, Wrap, build, chat_wrap, plain, turned
 from kinject_assets.core.scoring.sharing import common_beginning
 from kinject_assets.core.scoring.tasks import option_logliks
 from kinject_assets.core.store import keep_rows, read_rows, write_rows
@@ -421,23 +421,12 @@ class _Scorer:
             ]
             for condition in unit.conditions
         ]
-        if sharing:
-            lm.encode_all(
-                text
-                for prompts in exams
-                for prompt in prompts
-                for text in (prompt.text, *(prompt.text + option for option in prompt.options))
-            )
-        fitted = [
-            [fit(prompt, room(lm), lambda text: len(lm.tok_encode(text))) for prompt in prompts]
-            for prompts in exams
-        ]
+        fitted = fit_all(lm, exams)
         if sharing:
             lm.hold(self._beginning(exams[0][0], unit.conditions[0].shots))
             lm.on_tokens = tell
         logliks = option_logliks(lm, [[prompt for prompt, _ in prompts] for prompts in fitted])
         if sharing:
-            lm.forget_encodings()
             lm.on_tokens = lambda read, of: None
         found: list[Answer] = []
         for condition, prompts, values in zip(unit.conditions, fitted, logliks, strict=True):

@@ -276,7 +276,7 @@ class PrefixLM(_Stock):
     # -- encoding ----------------------------------------------------------------------------
 
     def encode_all(self, texts: Iterable[str]) -> None:
-        """Encodes texts together that the next calls will ask for, with the same result."""
+        """Encodes texts together that the next answers ask for, with the same result."""
         # A text that starts with the begin token's own spelling gets none in front: that case is
         # left to lm-eval.
         spelled = self.tokenizer.decode(self.prefix_token_id)
@@ -291,10 +291,6 @@ class PrefixLM(_Stock):
                 options["add_special_tokens"] = self.add_bos_token
             ids = self.tokenizer(new, verbose=False, **options)["input_ids"]
             self._encodings |= dict(zip(new, ids, strict=True))
-
-    def forget_encodings(self) -> None:
-        """Frees what `encode_all` kept."""
-        self._encodings.clear()
 
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, *rest: Any, **options: Any
@@ -329,7 +325,6 @@ class PrefixLM(_Stock):
             for context, option in (request.args for request in requests)
         ]
         asked = [request for request, some in zip(requests, scored, strict=True) if some]
-        known = len(self._encodings)
         self.encode_all(
             text
             for context, option in (request.args for request in asked)
@@ -338,8 +333,7 @@ class PrefixLM(_Stock):
         )
         silent = disable_tqdm or not self.bars
         answers = iter(super().loglikelihood(asked, disable_tqdm=silent))
-        if not known:
-            self.forget_encodings()
+        self._encodings.clear()
         return [next(answers) if some else (0.0, True) for some in scored]
 
     # -- sharing -----------------------------------------------------------------------------

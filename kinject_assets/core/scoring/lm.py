@@ -3,10 +3,12 @@
 import gc
 import importlib.util
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from kinject_assets.core.errors import ModelError
+from kinject_assets.core.scoring.prompts import Prompt, fit
 from kinject_assets.core.scoring.tasks import quiet
 from kinject_assets.core.training.models import load_model, load_tokenizer, resolve_device
 
@@ -71,6 +73,24 @@ def room(lm: Any) -> int:
     vLLM class keeps a token less than the window, and generates one.
     """
     return lm.max_length + (1 if hasattr(lm, "hold") else -1)
+
+
+def fit_all(lm: Any, exams: Sequence[Sequence[Prompt]]) -> list[list[tuple[Prompt, int]]]:
+    """Makes every prompt fit what a model reads; see `fit` for what is left out.
+
+    A model that can encode texts together does so here, and keeps them for the next answers.
+    """
+    if hasattr(lm, "encode_all"):
+        lm.encode_all(
+            text
+            for prompts in exams
+            for prompt in prompts
+            for text in (prompt.text, *(prompt.text + option for option in prompt.options))
+        )
+    return [
+        [fit(prompt, room(lm), lambda text: len(lm.tok_encode(text))) for prompt in prompts]
+        for prompts in exams
+    ]
 
 
 def source_of(base: str, checkpoint: str, adapter: bool) -> str:

@@ -24,8 +24,8 @@ from kinject_assets.core.errors import BrokenArtefact, MissingArtefact
 from kinject_assets.core.manifest import content_hash
 from kinject_assets.core.progress import Report, silent
 from kinject_assets.core.schema import Chunk, Question, Triage
-from kinject_assets.core.scoring.lm import load_lm, room
-from kinject_assets.core.scoring.prompts import Prompt, Wrap, build, chat_wrap, fit, plain, turned
+from kinject_assets.core.scoring.lm import fit_all, load_lm
+from kinject_assets.core.scoring.prompts import Prompt, Wrap, build, chat_wrap, plain, turned
 from kinject_assets.core.scoring.tasks import option_logliks
 from kinject_assets.core.store import keep_rows, read_rows, write_rows
 
@@ -203,16 +203,12 @@ def _ask(
         ]
         for probe in PROBES
     ]
-    fitted = [
-        [
-            [fit(prompt, room(lm), lambda text: len(lm.tok_encode(text))) for prompt in prompts]
-            for prompts in of_probe
-        ]
-        for of_probe in asked
-    ]
-    exams = [[prompt for found in of_probe for prompt, _ in found] for of_probe in fitted]
+    fitted = fit_all(lm, [[prompt for prompts in found for prompt in prompts] for found in asked])
+    exams = [[prompt for prompt, _ in found] for found in fitted]
+    cut = iter(fitted[PROBES.index("open_book")])
+    # Of each question, whether any of its prompts lost the chunk.
     unread = [
-        any(truncated for _, truncated in found) for found in fitted[PROBES.index("open_book")]
+        max(next(cut)[1] for _ in prompts) > 0 for prompts in asked[PROBES.index("open_book")]
     ]
     by_probe: list[list[list[float]]] = []
     for of_probe, logliks in zip(asked, option_logliks(lm, exams), strict=True):

@@ -8,6 +8,7 @@ import torch
 
 from kinject_assets.core.errors import MissingArtefact
 from kinject_assets.core.schema import Chunk, Question, Triage
+from kinject_assets.core.scoring import lm as lm_module
 from kinject_assets.core.scoring import triage as module
 from kinject_assets.core.scoring.lm import load_lm
 from kinject_assets.core.scoring.triage import (
@@ -148,7 +149,7 @@ def test_a_chunk_that_was_not_read_breaks_no_question(
 ) -> None:
     lm = load_lm(str(base), device="cpu")
     rows = triage(request_of())
-    monkeypatch.setattr(module, "room", lambda lm: 60)
+    monkeypatch.setattr(lm_module, "room", lambda lm: 60)
     short = triage(request_of(work=request_of().work + "-short"))
     assert all(row.rival > 0 for row in rows)
     assert any(row.rival == 0 for row in short)
