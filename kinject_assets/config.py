@@ -130,6 +130,13 @@ class WikiEvents(Settings):
         default="now", description="last month; `now` makes the corpus a rolling window"
     )
     window_months: int = Field(default=4, ge=1, le=60, description="months, the last one included")
+    revisit_months: int = Field(
+        default=2,
+        ge=1,
+        le=60,
+        description="last months of a rolling window that a refresh looks at again: the open one "
+        "and those before, which late edits may still change",
+    )
 
 
 class Files(Settings):
@@ -177,12 +184,24 @@ class Corpus(Settings):
         default=None,
         description="date of the oldest fact, held against each model's knowledge cut-off",
     )
+    expected_chunks: int | None = Field(
+        default=None,
+        ge=1,
+        description="chunks to plan with until the corpus is there, all long enough to be asked "
+        "about; for events: of each month",
+    )
 
 
 class Cleaning(Settings):
     """How wikitext becomes plain text."""
 
     keep_tables: bool = Field(default=False, description="keep tables and infoboxes as text")
+    keep_references: bool = Field(
+        default=False, description="keep footnotes, as lines at the end of their section"
+    )
+    keep_templates: bool = Field(
+        default=False, description="keep unknown templates as the text of their arguments"
+    )
     drop_sections: tuple[str, ...] = Field(
         default=(
             "See also",
@@ -194,6 +213,10 @@ class Cleaning(Settings):
             "Sources",
             "Citations",
             "Gallery",
+            "Footnotes",
+            "Notes and references",
+            "References and notes",
+            "Works cited",
         ),
         description="sections without prose, left out with what is below them",
     )
@@ -218,12 +241,28 @@ class LLM(Settings):
         default=None,
         description="address; default OPENAI_BASE_URL, then OpenAI; `lab` is the lab's",
     )
-    structure: Literal["json_schema", "json_object", "prompt"] = Field(
-        default="json_schema", description="how structured answers are asked for; all are validated"
+    structure: Literal["json_schema", "json_object", "json_object_schema", "prompt"] = Field(
+        default="json_schema",
+        description="how structured answers are asked for; all are validated. json_object_schema "
+        "puts the schema beside json_object, as llama.cpp's server takes it",
     )
     temperature: float = Field(default=1.0, ge=0, le=2)
     max_output_tokens: int = Field(default=1500, ge=16)
     concurrency: int = Field(default=8, ge=1, le=256, description="requests at once")
+    batch: bool = Field(
+        default=False,
+        description="send requests through the service's Batch API: half the price, answers "
+        "within a day; can be stopped and resumed",
+    )
+    batch_poll: float = Field(
+        default=30.0, gt=0, le=3600, description="most seconds between two looks at a batch"
+    )
+    batch_discount: float = Field(
+        default=0.5, ge=0, le=1, description="part of the price that requests in batches save"
+    )
+    batch_requests: int = Field(
+        default=50_000, ge=1, le=50_000, description="most requests in one batch"
+    )
     timeout: float = Field(default=120.0, gt=0, description="seconds to wait for an answer")
     attempts: int = Field(
         default=5, ge=1, le=20, description="tries of one request before giving up"
@@ -246,6 +285,11 @@ class Exams(Settings):
         default=0.05, ge=0, lt=0.5, description="share of articles set aside for few-shot examples"
     )
     seed: int = Field(default=0, description="shuffles options and splits articles")
+    verify: bool = Field(
+        default=False,
+        description="a further request per chunk, without the key, asks which options the passage "
+        "makes right; questions with another answer than the key's are turned away",
+    )
     triage: bool = Field(
         default=True,
         description="the base models probe generated questions: scores of those that are new, "
@@ -260,17 +304,15 @@ class Exams(Settings):
 
 
 class Augmentation(Settings):
-    """How paraphrases are written."""
+    """How paraphrases, and the texts of other augmentations, are written."""
 
-    attempts: int = Field(
-        default=4, ge=1, le=10, description="requests per paraphrase before giving up"
-    )
+    attempts: int = Field(default=4, ge=1, le=10, description="requests per text before giving up")
     validation_chunks: int = Field(
         default=240, ge=1, description="chunks with validation paraphrases"
     )
     validation_per_chunk: int = Field(default=2, ge=1, description="validation paraphrases of each")
     near_duplicate: float = Field(
-        default=0.9, gt=0, le=1, description="similarity from which a paraphrase counts as a copy"
+        default=0.9, gt=0, le=1, description="similarity from which a text counts as a copy"
     )
     seed: int = Field(default=0, description="draws validation chunks; base of request seeds")
 
@@ -302,6 +344,12 @@ class Model(Settings):
     knowledge_cutoff: date | None = Field(
         default=None, description="date of the newest text it was trained on"
     )
+    parameters: int | None = Field(
+        default=None,
+        ge=1,
+        description="number of its parameters, for `kinject plan`; null: as its files or its name "
+        "say",
+    )
 
 
 class Training(Settings):
@@ -330,8 +378,13 @@ class Training(Settings):
 
 
 class RecipeOverrides(Settings):
-    """What a recipe does otherwise than `training`."""
+    """What a recipe does otherwise than `training`, and what it trains on beside the text."""
 
+    augmentation: str | None = Field(
+        default=None,
+        description="who writes the NN texts of pNN: paraphrase (the default), question_answer or "
+        "implications; another one than paraphrase needs a variant, e.g. full.p04.qa",
+    )
     epochs: int | None = Field(default=None, ge=1, le=1000)
     learning_rates: tuple[float, ...] | None = Field(default=None, min_length=1)
     keep: Literal["best", "last"] | None = None
@@ -399,6 +452,35 @@ class Scoring(Settings):
         return self
 
 
+class Refresh(Settings):
+    """How corpora of current events are kept current, and what follows by itself."""
+
+    automatic: bool = Field(
+        default=False,
+        description="schedules and conditions run as soon as the daemon does; otherwise they are "
+        "switched on in the UI, under Automation",
+    )
+    cron: str = Field(default="0 3 * * *", description="when the window is looked at, in UTC")
+    catch_up: str = Field(
+        default="0 5 * * *", description="when what was lost or failed is tried again, in UTC"
+    )
+    train: Literal["never", "releases", "always"] = Field(
+        default="never",
+        description="fine-tuning after a change: never waits for a person (`kinject run`), "
+        "releases trains on each new release, always also on each change of a corpus",
+    )
+    stale_hours: int = Field(
+        default=36, ge=2, description="hours without a look after which the window counts as stale"
+    )
+
+    @field_validator("cron", "catch_up")
+    @classmethod
+    def _five_fields(cls, value: str) -> str:
+        if len(value.split()) != 5:
+            raise ValueError(f"`{value}` is not of the form `minute hour day month weekday`")
+        return value
+
+
 class DamageProbes(Settings):
     """What training may have cost: exams of other corpora, answered before and after it."""
 
@@ -411,6 +493,29 @@ class DamageProbes(Settings):
     )
     shots: int = Field(default=0, ge=0, description="one of scoring.shots")
     k: int = Field(default=1, ge=1, description="chunks in front for `reading`; one of scoring.k")
+
+
+class Hardware(Settings):
+    """The machine that `kinject plan` reckons with. It decides no result."""
+
+    name: str = Field(default="one NVIDIA H100 80GB, bfloat16", description="for people")
+    tflops: float = Field(
+        default=989.0, gt=0, description="peak of one GPU at the models' dtype, dense, in TFLOPS"
+    )
+    utilisation_training: float = Field(
+        default=0.35, gt=0, le=1, description="part of the peak that training reaches; assumed"
+    )
+    utilisation_scoring: float = Field(
+        default=0.25, gt=0, le=1, description="part of the peak that scoring reaches; assumed"
+    )
+    memory_gb: float = Field(default=80.0, gt=0, description="memory of one GPU, in 10^9 bytes")
+    gpus: int = Field(default=1, ge=1, description="GPUs that cells are spread over")
+    usd_per_hour: float | None = Field(
+        default=3.0, ge=0, description="USD for one GPU for an hour; null: unknown"
+    )
+    price_as_of: date | None = Field(
+        default=date(2025, 6, 1), description="date of that price; prices change"
+    )
 
 
 class RecipeSpec(Settings):
@@ -483,6 +588,8 @@ class Profile(Settings):
     grid: tuple[Cells, ...] = Field(min_length=1, description="what is asked for")
     scoring: Scoring = Scoring()
     damage: DamageProbes = DamageProbes()
+    hardware: Hardware = Hardware()
+    refresh: Refresh = Refresh()
     compute: Literal["inline", "local"] = Field(
         default="local", description="inline: in this process; local: a process per heavy step"
     )
@@ -524,6 +631,7 @@ class Profile(Settings):
                 problems.append(
                     f"recipes.{name}: control of `{spec.control_of}`, which is not under `recipes`"
                 )
+        problems += self._augmentations()
         for index, cells in enumerate(self.grid):
             for field, allowed in (
                 ("corpora", self.corpora),
@@ -576,8 +684,61 @@ class Profile(Settings):
     def recipe_training(self, recipe: str) -> Training:
         """`training` with a recipe's overrides."""
         overrides = self.recipes[recipe]
-        changes = overrides.model_dump(exclude_none=True) if overrides else {}
+        changes = (
+            overrides.model_dump(exclude_none=True, exclude={"augmentation"}) if overrides else {}
+        )
         return self.training.model_copy(update=changes)
+
+    def recipe_augmentation(self, recipe: str) -> str:
+        """The augmentation whose texts a recipe reads; empty for one that reads the text alone."""
+        from kinject_assets.core.augmentation.registry import PARAPHRASE
+
+        spec, overrides = RecipeSpec.parse(recipe), self.recipes[recipe]
+        if spec.control_of or not spec.n_paraphrases:
+            return ""
+        return (overrides and overrides.augmentation) or PARAPHRASE
+
+    def _augmentations(self) -> list[str]:
+        """What is wrong with the augmentations that recipes choose."""
+        # Augmentations are built on the settings of this module.
+        from kinject_assets.core.augmentation.registry import PARAPHRASE, PLUGINS
+
+        problems: list[str] = []
+        of_variant: dict[str, tuple[str, str]] = {}
+        for name in filter(RECIPE.match, self.recipes):
+            spec, overrides = RecipeSpec.parse(name), self.recipes[name]
+            given = overrides.augmentation if overrides else None
+            where = f"recipes.{name}.augmentation"
+            if given is not None and given not in PLUGINS:
+                problems.append(f"{where}: there is no `{given}`; {_nearest(given, list(PLUGINS))}")
+                continue
+            if spec.control_of in self.recipes:
+                expected = self.recipe_augmentation(spec.control_of)
+                if given not in {None, expected}:
+                    problems.append(
+                        f"{where}: `{name}` trains on the text alone, as long as "
+                        f"`{spec.control_of}`, which has `{expected}`; leave it out"
+                    )
+            elif not spec.n_paraphrases and given is not None:
+                problems.append(
+                    f"{where}: p00 trains on the text alone, so there is nothing for `{given}` to "
+                    f"write; leave it out, or name the recipe e.g. {spec.method}.p04.qa"
+                )
+            elif spec.n_paraphrases and not spec.control_of:
+                chosen = given or PARAPHRASE
+                if chosen != PARAPHRASE and not spec.variant:
+                    problems.append(
+                        f"{where}: tables and claims read `{name}` as one with paraphrases; give "
+                        f"one with `{chosen}` a variant, e.g. {name}.{chosen.replace('_', '-')}"
+                    )
+                first, other = of_variant.setdefault(spec.variant, (name, chosen))
+                if other != chosen and spec.variant:
+                    problems.append(
+                        f"{where}: `{name}` has `{chosen}` and `{first}` has `{other}`; recipes of "
+                        f"one variant (`{spec.variant}`) differ in number and seed: choose one "
+                        "augmentation, or name another variant"
+                    )
+        return problems
 
 
 def base_folder() -> Path:

@@ -25,6 +25,10 @@ class SourceError(KinjectError):
     """A wiki, folder or data set cannot be read."""
 
 
+class ReviewError(KinjectError):
+    """A file with a review of questions cannot be used; nothing of it was recorded."""
+
+
 class ModelError(KinjectError):
     """A model or encoder cannot be loaded."""
 
@@ -35,6 +39,15 @@ class LLMError(KinjectError):
 
 class BudgetExceeded(LLMError):
     """The next request would cross the profile's budget; nothing was sent."""
+
+    @classmethod
+    def before(cls, amount: float, spent: float, limit: float) -> "BudgetExceeded":
+        """The error before a request that could cost `amount` (all in USD)."""
+        return cls(
+            f"The next request could cost {amount:.4f} USD; {spent:.4f} of {limit:.4f} USD are "
+            "spent, so it was not sent. Raise llm.budget_usd and run again: nothing received is "
+            "asked for twice."
+        )
 
 
 class DiskFull(KinjectError):

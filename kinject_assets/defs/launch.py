@@ -35,6 +35,12 @@ class RequestSettings(dg.Config):
         description=f"Requests at once. Empty: the profile's llm.concurrency "
         f"({PROFILE.llm.concurrency}). Lower it when the service answers 429.",
     )
+    batch: bool | None = Field(
+        default=None,
+        description="Send requests through the service's Batch API: half the price, answers within "
+        f"a day. Empty: the profile's llm.batch ({PROFILE.llm.batch}). A run that is stopped "
+        "leaves its batch at the service; the next one collects it.",
+    )
     budget_usd: float | None = Field(
         default=None,
         ge=0,
@@ -47,6 +53,7 @@ class RequestSettings(dg.Config):
         return settings.model_copy(
             update={
                 "concurrency": _or(self.concurrency, settings.concurrency),
+                "batch": _or(self.batch, settings.batch),
                 "budget_usd": _or(self.budget_usd, settings.budget_usd),
             }
         )

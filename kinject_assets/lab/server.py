@@ -1,7 +1,8 @@
 """The lab's server on loopback: a MediaWiki, a chat API, and faults on demand.
 
 Paths: `/w/api.php` (MediaWiki's API), `/v1/chat/completions` and `/v1/models` (OpenAI's chat API,
-answered by `lab.writer`, which works by rule), `/lab/faults`, `/lab/stats`, `/lab/health`.
+answered by `lab.writer`, which works by rule), `/v1/files` and `/v1/batches` (its Batch API, in
+`lab.batches`), `/lab/faults`, `/lab/stats`, `/lab/health`.
 """
 
 import asyncio
@@ -12,10 +13,11 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import closing, contextmanager, suppress
 from datetime import datetime
-from typing import Any, Literal, get_args
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.applications import Starlette
@@ -30,6 +32,9 @@ from kinject_assets.core.errors import KinjectError
 from kinject_assets.core.manifest import content_hash
 from kinject_assets.lab import writer
 
+if TYPE_CHECKING:
+    from kinject_assets.lab.world import World
+
 HOST = "127.0.0.1"
 CHAT_PATH = "/v1/chat/completions"
 WIKI_PATH = "/w/api.php"
@@ -38,18 +43,26 @@ FaultKind = Literal["429", "500", "timeout", "cut", "malformed", "wrong_schema",
 
 FAULT_KINDS: tuple[FaultKind, ...] = get_args(FaultKind)
 
-_ONLY_AT: dict[str, str] = {
-    "malformed": CHAT_PATH,
-    "wrong_schema": CHAT_PATH,
-    "maxlag": WIKI_PATH,
+CALL_KINDS: frozenset[str] = frozenset({"429", "500", "timeout", "cut"})
+"""Faults of every path."""
+
+_KINDS_AT: dict[str, frozenset[str]] = {
+    CHAT_PATH: CALL_KINDS | {"malformed", "wrong_schema"},
+    WIKI_PATH: CALL_KINDS | {"maxlag"},
 }
+
+_NAMES = {CHAT_PATH: "chat", WIKI_PATH: "wiki"}
+"""Path -> name in the counts; calls of the Batch API count together."""
+
+_SPOILED = (CHAT_PATH, WIKI_PATH, "/v1/files", "/v1/batches")
+"""Beginnings of paths that are counted and get faults."""
 
 
 class Faults(BaseModel):
     """Faults that the server really produces.
 
     Attributes:
-        rate: Share of requests with a fault.
+        rate: Share of requests, and of lines of batches, with a fault.
         kinds: `429` and `500` as statuses; `timeout` hangs; `cut` closes within the body;
             `malformed` and `wrong_schema` spoil the message's JSON (chat only); `maxlag` as
             MediaWiki's error (wiki only).
@@ -57,6 +70,9 @@ class Faults(BaseModel):
         retry_after: Seconds in the header `Retry-After`.
         delay: Seconds after which a `timeout` ends even if the client waits on.
         latency: Seconds that every answer takes, as of a service that is far away.
+        batch_seconds: Seconds that a batch takes.
+        batch_window: Seconds after which a batch expires with what it has done until then.
+        batch_tokens: Input tokens that batches under way may have together; more fail.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -67,22 +83,26 @@ class Faults(BaseModel):
     retry_after: float = Field(default=0.01, ge=0)
     delay: float = Field(default=30.0, ge=0, le=600)
     latency: float = Field(default=0.0, ge=0, le=60)
+    batch_seconds: float = Field(default=0.0, ge=0)
+    batch_window: float = Field(default=86400.0, gt=0)
+    batch_tokens: int | None = Field(default=None, ge=1)
 
 
-class _State:
+class State:
     """Counters and faults of one server."""
 
     def __init__(self, faults: Faults) -> None:
         self.faults = faults
         self.seen = 0
         self.requests: Counter[str] = Counter()
+        self.batches: Counter[str] = Counter()
         self.produced: Counter[str] = Counter()
 
-    def draw(self, path: str) -> str | None:
-        """The fault of the next request, if it gets one."""
+    def draw(self, possible: Collection[str]) -> str | None:
+        """The fault of the next request, or line of a batch, if it gets one."""
         self.seen += 1
         rng = random.Random(f"{self.faults.seed}:{self.seen}")
-        kinds = [kind for kind in self.faults.kinds if _ONLY_AT.get(kind, path) == path]
+        kinds = [kind for kind in self.faults.kinds if kind in possible]
         if not kinds or rng.random() >= self.faults.rate:
             return None
         kind = rng.choice(kinds)
@@ -93,19 +113,19 @@ class _State:
 class _FaultMiddleware:
     """Counts requests and spoils some of them."""
 
-    def __init__(self, app: ASGIApp, state: _State) -> None:
+    def __init__(self, app: ASGIApp, state: State) -> None:
         self.app = app
         self.state = state
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] not in {CHAT_PATH, WIKI_PATH}:
+        path = scope.get("path", "")
+        if scope["type"] != "http" or not path.startswith(_SPOILED):
             await self.app(scope, receive, send)
             return
-        path = scope["path"]
-        self.state.requests["chat" if path == CHAT_PATH else "wiki"] += 1
+        self.state.requests[_NAMES.get(path, "batch")] += 1
         if self.state.faults.latency:
             await asyncio.sleep(self.state.faults.latency)
-        kind = self.state.draw(path)
+        kind = self.state.draw(_KINDS_AT.get(path, CALL_KINDS))
         if kind == "timeout":
             await self._hang(scope, receive, send)
         elif kind == "cut":
@@ -140,8 +160,7 @@ class _FaultMiddleware:
             return JSONResponse({"error": error}, 200, headers)
         if path == WIKI_PATH:
             return Response(f"the lab was told to answer {kind}", int(kind), headers)
-        name = "rate_limit_exceeded" if kind == "429" else "server_error"
-        return _refuse(int(kind), f"the lab was told to answer {kind}", code=name, headers=headers)
+        return JSONResponse(told_to_refuse(kind), int(kind), headers)
 
 
 class _Cut:
@@ -164,23 +183,29 @@ class _Cut:
 
 
 def build_app(
-    settings: config.Lab, now: datetime | None = None, faults: Faults | None = None
+    settings: config.Lab,
+    clock: Callable[[], datetime] | None = None,
+    faults: Faults | None = None,
+    world: "World | None" = None,
 ) -> Starlette:
     """Builds the lab's server.
 
     Args:
         settings: The world.
-        now: The world's time; `None` for the end of its months.
+        clock: Gives the world's time, before each answer; `None` for the end of its months.
         faults: What it starts with; it can be changed at `/lab/faults`.
+        world: The world of these settings, where the caller wants to edit it.
     """
+    from kinject_assets.lab.batches import batch_routes
     from kinject_assets.lab.wiki import wiki_routes
     from kinject_assets.lab.world import World
 
-    state = _State(faults or Faults())
+    state = State(faults or Faults())
     return Starlette(
         routes=[
-            *wiki_routes(World(settings, now)),
+            *wiki_routes(world or World(settings), clock),
             *_chat_routes(settings.seed),
+            *batch_routes(partial(chat_answer, settings.seed), state),
             *_lab_routes(state),
         ],
         middleware=[Middleware(_FaultMiddleware, state=state)],
@@ -195,20 +220,9 @@ def _chat_routes(lab_seed: int) -> list[Route]:
         return JSONResponse({"object": "list", "data": [entry]})
 
     async def chat(request: Request) -> Response:
-        try:
-            body = ChatBody.model_validate_json(await request.body())
-        except ValidationError as error:
-            problem = error.errors()[0]
-            where = ".".join(str(part) for part in problem["loc"])
-            return _refuse(400, f"{where}: {problem['msg']}" if where else problem["msg"], where)
-        if body.model != writer.MODEL:
-            return _refuse(
-                404,
-                f"The model `{body.model}` does not exist here. There is: {writer.MODEL}",
-                "model",
-                code="model_not_found",
-            )
-        return JSONResponse(_complete(body, lab_seed, request.scope.get("state", {}).get("fault")))
+        fault = request.scope.get("state", {}).get("fault")
+        status, body = chat_answer(lab_seed, await request.body(), fault)
+        return JSONResponse(body, status)
 
     return [
         Route("/v1/models", models, methods=["GET"]),
@@ -216,7 +230,22 @@ def _chat_routes(lab_seed: int) -> list[Route]:
     ]
 
 
-def _lab_routes(state: _State) -> list[Route]:
+def chat_answer(lab_seed: int, raw: bytes, fault: str | None) -> tuple[int, dict[str, Any]]:
+    """Status and body of the answer to a chat request."""
+    try:
+        body = ChatBody.model_validate_json(raw)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(str(part) for part in problem["loc"])
+        said = f"{where}: {problem['msg']}" if where else problem["msg"]
+        return 400, _error(400, said, where)
+    if body.model != writer.MODEL:
+        said = f"The model `{body.model}` does not exist here. There is: {writer.MODEL}"
+        return 404, _error(404, said, "model", "model_not_found")
+    return 200, _complete(body, lab_seed, fault)
+
+
+def _lab_routes(state: State) -> list[Route]:
     async def faults(request: Request) -> Response:
         if request.method == "DELETE":
             state.faults, state.seen = Faults(), 0
@@ -226,17 +255,22 @@ def _lab_routes(state: _State) -> list[Route]:
             except ValidationError as error:
                 problem = error.errors()[0]
                 where = ".".join(str(part) for part in problem["loc"])
-                return _refuse(400, f"{where}: {problem['msg']}", where)
+                return refuse(400, f"{where}: {problem['msg']}", where)
             state.seen = 0
         return JSONResponse(state.faults.model_dump())
 
     async def stats(request: Request) -> Response:
         if request.method == "DELETE":
             state.requests.clear()
+            state.batches.clear()
             state.produced.clear()
         return JSONResponse(
             {
                 "requests": {name: state.requests[name] for name in ("chat", "wiki")},
+                "batches": {
+                    "calls": state.requests["batch"],
+                    **{name: state.batches[name] for name in ("created", "lines")},
+                },
                 "faults": dict(sorted(state.produced.items())),
             }
         )
@@ -367,17 +401,22 @@ def _plain(value: Any, kind: str | None) -> Any:
     return value if isinstance(value, wanted) else default
 
 
-def _refuse(
-    status: int,
-    message: str,
-    param: str | None = None,
-    *,
-    code: str | None = None,
-    headers: dict[str, str] | None = None,
-) -> JSONResponse:
+def refuse(status: int, message: str, param: str | None = None) -> JSONResponse:
+    """An answer of failure in OpenAI's form."""
+    return JSONResponse(_error(status, message, param), status)
+
+
+def told_to_refuse(kind: str) -> dict[str, Any]:
+    """Body of the faults `429` and `500`."""
+    code = "rate_limit_exceeded" if kind == "429" else "server_error"
+    return _error(int(kind), f"the lab was told to answer {kind}", code=code)
+
+
+def _error(
+    status: int, message: str, param: str | None = None, code: str | None = None
+) -> dict[str, Any]:
     kind = "invalid_request_error" if status < 429 else "server_error"
-    error = {"message": message, "type": kind, "param": param or None, "code": code}
-    return JSONResponse({"error": error}, status, headers)
+    return {"error": {"message": message, "type": kind, "param": param or None, "code": code}}
 
 
 def _listen(port: int) -> socket.socket:
@@ -429,7 +468,9 @@ def serving(app: ASGIApp, port: int = 0) -> Iterator[str]:
 
 
 @contextmanager
-def running(settings: config.Lab, port: int = 0, now: datetime | None = None) -> Iterator[str]:
+def running(
+    settings: config.Lab, port: int = 0, clock: Callable[[], datetime] | None = None
+) -> Iterator[str]:
     """Runs the lab's server in a thread and yields its address.
 
     The wiki's API is at `/w/api.php` below it, the chat API's base at `/v1`.
@@ -437,14 +478,14 @@ def running(settings: config.Lab, port: int = 0, now: datetime | None = None) ->
     Raises:
         KinjectError: If the port is taken.
     """
-    with serving(build_app(settings, now), port) as address:
+    with serving(build_app(settings, clock), port) as address:
         yield address
 
 
 def main(
     settings: config.Lab,
     port: int,
-    now: datetime | None = None,
+    clock: Callable[[], datetime] | None = None,
     faults: Faults | None = None,
 ) -> None:
     """Serves the lab in the foreground until it is interrupted.
@@ -454,7 +495,7 @@ def main(
     """
     import uvicorn
 
-    app = build_app(settings, now, faults)
+    app = build_app(settings, clock, faults)
     listener = _listen(port)
     address = f"http://{HOST}:{listener.getsockname()[1]}"
     print(f"wiki: {address}{WIKI_PATH}\nchat: {address}/v1  (Ctrl-C ends)", file=sys.stderr)

@@ -148,7 +148,8 @@ def test_faults_are_checked_and_counted(lab: str) -> None:
     with pytest.raises(openai.InternalServerError):
         _chat(lab)
     stats = httpx.get(f"{lab}/lab/stats").json()
-    assert stats == {"requests": {"chat": 1, "wiki": 0}, "faults": {"500": 1}}
+    assert stats["requests"] == {"chat": 1, "wiki": 0}
+    assert stats["faults"] == {"500": 1}
     assert httpx.get(f"{lab}/lab/health").json() == {"status": "ok"}
 
 

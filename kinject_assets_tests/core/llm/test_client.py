@@ -11,22 +11,13 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from kinject_assets import config
-from kinject_assets.core.augmentation.paraphrases import WrittenParaphrase
-from kinject_assets.core.augmentation.prompts import PARAPHRASE
 from kinject_assets.core.errors import BudgetExceeded, LLMError
-from kinject_assets.core.llm.client import (
-    SAME_REQUESTS,
-    Ask,
-    Failure,
-    LLMClient,
-    Received,
-    Reply,
-    extract_json,
-    seed_of,
-)
+from kinject_assets.core.llm.asking import SAME_REQUESTS, extract_json
+from kinject_assets.core.llm.client import Ask, Failure, LLMClient, Received, Reply
 from kinject_assets.core.llm.ledger import Ledger
 from kinject_assets.core.llm.quoting import quote, quoted
 from kinject_assets.lab.writer import MODEL
+from kinject_assets_tests.core.llm.asker import paraphrase_asks
 from kinject_assets_tests.core.llm.conftest import KEY, Scripted, said
 
 Build = Callable[..., LLMClient]
@@ -54,27 +45,6 @@ def ask(text: str = "a word, please", **fields: Any) -> Ask[Word]:
 def words(replies: list[Reply[Word]]) -> list[str]:
     assert all(isinstance(reply, Received) for reply in replies), replies
     return [reply.value.word for reply in replies if isinstance(reply, Received)]
-
-
-def paraphrase_asks(count: int) -> list[Ask[WrittenParaphrase]]:
-    return [
-        Ask(
-            purpose="paraphrase",
-            messages=[
-                {"role": "system", "content": PARAPHRASE},
-                {
-                    "role": "user",
-                    "content": quote(
-                        "passage",
-                        f"The Balan Accord drew {12 + n % 60} guests. Abric led the Balan Accord.",
-                    ),
-                },
-            ],
-            answer=WrittenParaphrase,
-            seed=seed_of("test", n),
-        )
-        for n in range(count)
-    ]
 
 
 def test_all_faults_at_once_lose_nothing_and_pay_nothing_twice(lab: str, tmp_path: Path) -> None:
@@ -295,6 +265,17 @@ def test_openai_needs_a_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     with pytest.raises(LLMError, match="OPENAI_API_KEY"):
         LLMClient(config.LLM(), base_url=None, ledger=Ledger(tmp_path))
     LLMClient(config.LLM(), base_url="http://127.0.0.1:1/v1", ledger=Ledger(tmp_path))
+
+
+def test_a_password_in_the_address_is_not_shown(tmp_path: Path) -> None:
+    settings = config.LLM(attempts=1)
+    address = "http://me:secret@127.0.0.1:1/v1/"
+    client = LLMClient(settings, base_url=address, ledger=Ledger(tmp_path / "ledger"))
+    with pytest.raises(LLMError, match=r"http://127\.0\.0\.1:1/v1 did not answer") as caught:
+        client.ask_many([ask()])
+    assert "secret" not in str(caught.value)
+    for path in client.ledger.folder.iterdir():
+        assert b"secret" not in path.read_bytes()
 
 
 def test_it_works_inside_a_running_loop(client_for: Build) -> None:
