@@ -613,6 +613,27 @@ def parse(sentence: str) -> Fact | None:
     return None
 
 
+@cache
+def _question_patterns() -> tuple[tuple[re.Pattern[str], str, str], ...]:
+    found: list[tuple[re.Pattern[str], str, str]] = []
+    for kind_name, kind in KINDS.items():
+        subject = rf"the (?P<s>(?:{'|'.join(NAME_STEMS)}) (?:{'|'.join(kind.heads)}))"
+        for name, attribute in kind.attributes.items():
+            for question in attribute.questions:
+                pattern = re.escape(question).replace(r"\{s\}", subject)
+                found.append((re.compile(pattern, re.IGNORECASE), kind_name, name))
+    return tuple(found)
+
+
+def parse_question(question: str) -> tuple[str, str, str] | None:
+    """Kind, subject and attribute that a question of the grammar asks for; `None` for others."""
+    text = " ".join(question.split())
+    for pattern, kind, attribute in _question_patterns():
+        if match := pattern.fullmatch(text):
+            return kind, match["s"], attribute
+    return None
+
+
 def parse_text(text: str) -> list[Fact]:
     """Every fact that a text states in the grammar's words, each once, in order of appearance."""
     sentences = re.split(r"(?<=\.)\s+", text.strip())

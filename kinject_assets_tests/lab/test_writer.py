@@ -3,10 +3,10 @@ import re
 
 import pytest
 
-from kinject_assets.core.augmentation.prompts import paraphrase
-from kinject_assets.core.exams.prompts import selection, writing
+from kinject_assets.core.augmentation.prompts import implications, paraphrase, question_answer
+from kinject_assets.core.exams.prompts import selection, verification, writing
 from kinject_assets.core.schema import Chunk
-from kinject_assets.lab.grammar import KINDS, POOLS, parse_text, tell
+from kinject_assets.lab.grammar import KINDS, POOLS, parse_question, parse_text, tell
 from kinject_assets.lab.things import draw_things
 from kinject_assets.lab.writer import answer
 
@@ -92,5 +92,73 @@ def test_odd_passages_do_no_harm(text: str) -> None:
     assert answer(writing(_chunk(text), questions=4, options=4), seed=1) == {"questions": []}
 
 
+def test_pairs_ask_for_every_fact_once() -> None:
+    thing = draw_things("guilds", 1, random.Random(1))[0]
+    text = tell(list(thing.facts), random.Random(2))
+    result = answer(question_answer(_chunk(text)), seed=7)
+    assert result is not None
+    found = {(parse_question(pair["question"]), pair["answer"]) for pair in result["pairs"]}
+    assert found == {((f.kind, f.subject, f.attribute), f.value) for f in thing.facts}
+    other = answer(question_answer(_chunk(text)), seed=8)
+    assert other != result
+    real = answer(question_answer(_chunk(REAL)), seed=7)
+    assert real is not None
+    assert {pair["answer"] for pair in real["pairs"]} == {"Marie", "Pierre", "Sorbonne"}
+
+
+def test_implications_state_facts_about_the_names_alone() -> None:
+    things = draw_things("rivers", 2, random.Random(1))
+    text = " ".join(tell(list(thing.facts), random.Random(2)) for thing in things)
+    bridge = next(f for f in things[0].facts if f.attribute == "bridge")
+    for names, expected in (
+        ([things[1].name], set(things[1].facts)),
+        ([f"The {things[1].name}"], set(things[1].facts)),
+        ([bridge.value], {bridge}),
+        (["Nobody"], set()),
+    ):
+        result = answer(implications(_chunk(text), names), seed=3)
+        assert result is not None
+        assert set(parse_text(result["text"])) == expected
+    real = answer(implications(_chunk(REAL), ["Pierre"]), seed=3)
+    assert real is not None
+    assert "Pierre" in real["text"] and "Sorbonne" not in real["text"]
+
+
 def test_other_prompts_are_not_understood() -> None:
     assert answer([{"role": "user", "content": "Hello"}], 1) is None
+
+
+def test_verification_answers_from_the_passage_alone() -> None:
+    text = (
+        "The Balan Accord drew 20 guests. Abric led the Balan Accord. The Coreth Trial was held in "
+        "Ashwick. There were 30 guests at the Balan Accord."
+    )
+    asked = [
+        ("Who was in charge of the Balan Accord?", ["Delton", "Abric", "Falmir"]),
+        ("How many guests came to the Balan Accord?", ["20", "25", "30"]),
+        ("Where did the Balan Accord take place?", ["Ashwick", "Ashford"]),
+        ("Who led the Coreth Trial?", ["Abric", "Delton"]),
+    ]
+    result = answer(verification(_chunk(text), asked), seed=1)
+    assert result is not None
+    assert [row["question"] for row in result["answers"]] == [0, 1, 2, 3]
+    assert [row["right"] for row in result["answers"]] == [[1], [0, 2], [], []]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_verification_finds_the_writer_right(kind: str) -> None:
+    for seed, thing in enumerate(draw_things(kind, 10, random.Random(1))):
+        text = f"{tell(list(thing.facts), random.Random(2))} {REAL}"
+        written = answer(writing(_chunk(text), questions=8, options=4), seed)
+        assert written is not None
+        asked = [(q["question"], q["options"]) for q in written["questions"]]
+        result = answer(verification(_chunk(text), asked), seed)
+        assert result is not None
+        right = [row["right"] for row in result["answers"]]
+        assert right == [[q["answer"]] for q in written["questions"]]
+
+
+def test_verification_outside_the_grammar_goes_by_the_words() -> None:
+    asked = [("What did Curie win?", ["the Nobel Prize in 1903", "the Nobel Peace Prize", "()"])]
+    result = answer(verification(_chunk(REAL), asked), seed=1)
+    assert result == {"answers": [{"question": 0, "right": [0]}]}

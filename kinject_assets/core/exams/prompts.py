@@ -23,6 +23,16 @@ those that can be answered only by someone who knows the very facts of the passa
 general knowledge nor by elimination.
 {DATA_NOTE}"""
 
+VERIFICATION = f"""\
+You check exam questions against a passage. For every numbered question you list the numbers of \
+all its options that the passage makes right: none, one or several.
+Rules:
+- Judge by the passage alone, whatever you know beside it.
+- An option is right if the passage states it as the answer to the question, in these or in other \
+words, be it more or less precisely.
+- List an option that is right beside another one, too.
+{DATA_NOTE}"""
+
 
 def _passage(chunk: Chunk) -> str:
     title = f"{chunk.title}: {chunk.section}" if chunk.section else chunk.title
@@ -52,5 +62,25 @@ def selection(chunk: Chunk, stems: Sequence[str], *, keep: int) -> list[Message]
             + _passage(chunk)
             + "\n"
             + quote("questions", numbered),
+        },
+    ]
+
+
+def verification(chunk: Chunk, questions: Sequence[tuple[str, Sequence[str]]]) -> list[Message]:
+    """Asks which options a chunk makes right; the key is not shown.
+
+    Args:
+        chunk: The passage.
+        questions: Stems with their options; both are numbered from 0.
+    """
+    lines: list[str] = []
+    for number, (stem, options) in enumerate(questions):
+        lines.append(f"{number}. {' '.join(stem.split())}")
+        lines += [f"   {place}) {' '.join(text.split())}" for place, text in enumerate(options)]
+    return [
+        {"role": "system", "content": VERIFICATION},
+        {
+            "role": "user",
+            "content": _passage(chunk) + "\n" + quote("questions", "\n".join(lines)),
         },
     ]
