@@ -1,1 +1,1 @@
-"""Paraphrases of chunks."""
+"""Texts on chunks to train on: paraphrases and other augmentations."""

@@ -1,71 +1,46 @@
-"""Writes paraphrases of chunks, and asks again for copies and for those that drop facts.
+"""Writes texts on chunks by an augmentation, and asks again for those that are turned away.
 
-The n-th paraphrase of a chunk depends on the chunk and on the paraphrases before it, never on how
-many are asked for: recipes with more paraphrases read a longer prefix of the same list.
+Whatever the augmentation, the rows are called paraphrases. The n-th text on a chunk depends on the
+chunk and on the texts before it, never on how many are asked for: recipes with more texts read a
+longer prefix of the same list.
 """
 
-import re
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-
-from pydantic import BaseModel, ConfigDict
+from typing import Any
 
 from kinject_assets import config
-from kinject_assets.core.augmentation import prompts
+from kinject_assets.core.augmentation.facts import likeness, normalised
+from kinject_assets.core.augmentation.plugin import Plugin, Task
+from kinject_assets.core.augmentation.registry import PARAPHRASE, PLUGINS
 from kinject_assets.core.llm.client import Ask, Failure, LLMClient, Received, Reply, seed_of
 from kinject_assets.core.manifest import content_hash
 from kinject_assets.core.progress import Report, silent
 from kinject_assets.core.schema import Chunk, Paraphrase, Rejection
 
 
-class WrittenParaphrase(BaseModel):
-    """A paraphrase as the language model writes it."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    paraphrase: str
-
-
 @dataclass(frozen=True)
 class Paraphrased:
-    """Paraphrases by chunk and ordinal, and what was turned away.
+    """Texts by chunk and ordinal, and what was turned away.
 
     Attributes:
-        given_up: Paraphrases that are left out after all attempts.
+        given_up: Texts that are left out after all attempts.
+        kept: Texts that were taken over as they were.
     """
 
     paraphrases: list[Paraphrase]
     rejections: list[Rejection]
     given_up: int
-
-
-@dataclass
-class _Slot:
-    """One paraphrase that is wanted, and all that was received for it."""
-
-    chunk: Chunk
-    ordinal: int
-    replies: list[Reply[WrittenParaphrase]] = field(default_factory=list)
-
-    def open(self, attempts: int) -> bool:
-        failed = bool(self.replies) and isinstance(self.replies[-1], Failure)
-        return not failed and len(self.replies) < attempts
-
-
-@dataclass(frozen=True)
-class _Resolved:
-    """What a slot's replies come to: a paraphrase, or none so far."""
-
-    slot: _Slot
-    taken: Received[WrittenParaphrase] | None
-    turned_away: list[tuple[str, str]]
+    kept: int
 
 
 def draw_validation_chunks(chunks: Sequence[Chunk], settings: config.Augmentation) -> list[Chunk]:
     """Draws the chunks whose paraphrases validate training, in the corpus's order.
 
-    A chunk's hash decides: releases of a corpus that share chunks share most of the draw. All
-    chunks that are not small are taken where there are no more than asked for.
+    Those with the smallest hashes are drawn: a chunk that is drawn from a corpus is drawn from
+    every part of it, too. All chunks that are not small are taken where there are no more than
+    asked for.
     """
     candidates = [chunk for chunk in chunks if not chunk.small]
     ranked = sorted(
@@ -75,6 +50,54 @@ def draw_validation_chunks(chunks: Sequence[Chunk], settings: config.Augmentatio
     return [chunk for chunk in candidates if chunk.chunk_id in drawn]
 
 
+@dataclass
+class _Slot:
+    """A text that is wanted, and all that is known of it.
+
+    Attributes:
+        row: Taken over from before, or written.
+        old: Rejections from before; with them and no row the text was given up then.
+        replies: What was received, the last one last.
+    """
+
+    task: Task
+    row: Paraphrase | None = None
+    old: list[Rejection] = field(default_factory=list)
+    replies: list[Reply[Any]] = field(default_factory=list)
+
+    def open(self, attempts: int) -> bool:
+        failed = bool(self.replies) and isinstance(self.replies[-1], Failure)
+        return not failed and not self.old and len(self.replies) < attempts
+
+
+@dataclass(frozen=True)
+class _Resolved:
+    """What a slot comes to: a text, or none so far."""
+
+    slot: _Slot
+    row: Paraphrase | None
+    turned_away: list[Rejection]
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What all texts of one call have in common."""
+
+    plugin: Plugin[Any]
+    purpose: str
+    generator: str
+
+    @property
+    def label(self) -> str:
+        """Purpose in the ledger."""
+        return self.plugin.name if self.purpose == "train" else f"validation_{self.plugin.name}"
+
+    @property
+    def seeds(self) -> str:
+        """What tells the seeds of one kind of text from those of another."""
+        return self.purpose if self.plugin.name == PARAPHRASE else self.label
+
+
 def write_paraphrases(
     chunks: Sequence[Chunk],
     *,
@@ -82,208 +105,176 @@ def write_paraphrases(
     purpose: str,
     client: LLMClient,
     settings: config.Augmentation,
+    augmentation: str = PARAPHRASE,
+    previous: Iterable[Paraphrase] = (),
+    previous_rejections: Iterable[Rejection] = (),
     report: Report = silent,
 ) -> Paraphrased:
-    """Writes `per_chunk` paraphrases of each chunk, one request each.
+    """Writes `per_chunk` texts on each chunk, one request each.
 
     Args:
-        chunks: What to paraphrase, small chunks included.
-        per_chunk: Paraphrases of each; their ordinals are 0 to `per_chunk` - 1.
+        chunks: What to write on, small chunks included.
+        per_chunk: Texts on each; their ordinals are 0 to `per_chunk` - 1.
         purpose: `train` or `validation`.
         client: The language model.
-        settings: Seed, number of requests per paraphrase, and what counts as a copy.
-        report: Told how many paraphrases are still missing in each round.
+        settings: Seed, number of requests per text, and what counts as a copy.
+        augmentation: Name in `registry.PLUGINS`.
+        previous: Rows that were written before by the same settings, of any kind and any chunks.
+            They are taken over as they are and not asked for again, whatever the chunk's title
+            has become; the first row wins where there are two.
+        previous_rejections: What was turned away then. A text that has rejections and no row was
+            given up, and stays so.
+        report: Told how many texts are still missing in each round.
 
     Raises:
         LLMError: If the service fails for good; received answers are in the client's ledger.
     """
+    work = _Work(PLUGINS[augmentation], purpose, client.settings.model)
     slots = {
-        chunk.chunk_id: [_Slot(chunk, ordinal) for ordinal in range(per_chunk)] for chunk in chunks
+        chunk.chunk_id: [_Slot(Task(chunk, ordinal, settings)) for ordinal in range(per_chunk)]
+        for chunk in chunks
     }
-    resolved: dict[str, list[_Resolved]] = {key: _resolve(s, settings) for key, s in slots.items()}
+    _take_over(slots, work, previous, previous_rejections)
+    resolved = {key: _resolve(of_chunk, work) for key, of_chunk in slots.items()}
+    kept = sum(row.row is not None for rows in resolved.values() for row in rows)
     while pending := [
         r.slot
         for rows in resolved.values()
         for r in rows
-        if r.taken is None and r.slot.open(settings.attempts)
+        if r.row is None and r.slot.open(settings.attempts)
     ]:
-        report(f"{purpose} paraphrases: {len(pending)} to write")
-        replies = client.ask_many([_ask(slot, purpose, settings) for slot in pending])
+        report(f"{work.label}: {len(pending)} to write")
+        replies = client.ask_many([_ask(slot, work) for slot in pending])
         for slot, reply in zip(pending, replies, strict=True):
             slot.replies.append(reply)
-        for key in {slot.chunk.chunk_id for slot in pending}:
-            resolved[key] = _resolve(slots[key], settings)
-    rows = [row for rows in resolved.values() for row in rows]
-    written = [
-        _paraphrase(row.slot, row.taken, purpose, client.settings.model)
-        for row in rows
-        if row.taken is not None
-    ]
-    given_up = len(rows) - len(written)
-    report(f"{purpose} paraphrases: {len(written)} written, {given_up} given up")
-    return Paraphrased(written, _rejections(rows, purpose), given_up)
+        for key in {slot.task.chunk.chunk_id for slot in pending}:
+            resolved[key] = _resolve(slots[key], work)
+    every = [row for rows in resolved.values() for row in rows]
+    written = [row.row for row in every if row.row is not None]
+    given_up = len(every) - len(written)
+    report(f"{work.label}: {len(written)} written, {given_up} given up")
+    rejections = [rejection for row in every for rejection in row.turned_away]
+    return Paraphrased(written, rejections, given_up, kept)
 
 
-def _ask(slot: _Slot, purpose: str, settings: config.Augmentation) -> Ask[WrittenParaphrase]:
+def _take_over(
+    slots: dict[str, list[_Slot]],
+    work: _Work,
+    rows: Iterable[Paraphrase],
+    rejections: Iterable[Rejection],
+) -> None:
+    """Gives slots what was written, turned away or given up for them before."""
+    for row in rows:
+        of_chunk = slots.get(row.chunk_id, ())
+        mine = (row.augmentation, row.purpose) == (work.plugin.name, work.purpose)
+        if mine and row.ordinal < len(of_chunk) and of_chunk[row.ordinal].row is None:
+            of_chunk[row.ordinal].row = row
+    by_chunk: defaultdict[str, dict[str, Rejection]] = defaultdict(dict)
+    for rejection in rejections:
+        if rejection.kind == work.plugin.name and rejection.chunk_id in slots:
+            by_chunk[rejection.chunk_id][rejection.rejection_id] = rejection
+    for key, found in by_chunk.items():
+        for slot in slots[key]:
+            slot.old = _of_slot(slot, found.values(), work)
+
+
+def _of_slot(slot: _Slot, rejections: Iterable[Rejection], work: _Work) -> list[Rejection]:
+    """Those rejections of a chunk that a slot had, in their order: their ids tell."""
+    found: list[tuple[int, Rejection]] = []
+    for nth in range(slot.task.settings.attempts):
+        for rejection in rejections:
+            if rejection == _rejection(slot, work, nth, rejection.reason, rejection.text):
+                found.append((nth, rejection))
+    return [rejection for _, rejection in found]
+
+
+def _ask(slot: _Slot, work: _Work) -> Ask[Any]:
+    task = slot.task
     return Ask(
-        purpose="paraphrase" if purpose == "train" else "validation_paraphrase",
-        messages=prompts.paraphrase(slot.chunk),
-        answer=WrittenParaphrase,
-        seed=seed_of(settings.seed, purpose, slot.chunk.chunk_id, slot.ordinal),
+        purpose=work.label,
+        messages=work.plugin.prompt(task),
+        answer=work.plugin.answer,
+        seed=seed_of(task.settings.seed, work.seeds, task.chunk.chunk_id, task.ordinal),
         attempt=slot.replies[-1].attempt + 1 if slot.replies else 0,
     )
 
 
-def _resolve(slots: Sequence[_Slot], settings: config.Augmentation) -> list[_Resolved]:
+def _resolve(slots: Sequence[_Slot], work: _Work) -> list[_Resolved]:
     """Takes, in the order of ordinals, each slot's first answer that passes.
 
     It runs anew whenever answers came in: a lower ordinal that was asked again has the first claim
     on a text, even if a higher one had it before.
     """
-    siblings: set[str] = set()
+    siblings: list[str] = []
     resolved: list[_Resolved] = []
     for slot in slots:
-        turned_away: list[tuple[str, str]] = []
-        taken = None
+        taken, reasons = slot.row, list[tuple[str, str]]()
         for reply in slot.replies:
             if isinstance(reply, Failure):
-                turned_away.append((f"no usable answer: {reply.reason}", ""))
+                reasons.append((f"no usable answer: {reply.reason}", ""))
                 break
-            text = reply.value.paraphrase
-            reason = gate(text, slot.chunk.text, siblings, settings.near_duplicate)
+            text = work.plugin.render(reply.value)
+            reason = gate(reply.value, slot.task, work.plugin, siblings)
             if reason is None:
-                taken = reply
-                siblings.add(normalised(text))
+                taken = _row(slot, text, reply, work)
                 break
-            turned_away.append((reason, text))
-        resolved.append(_Resolved(slot, taken, turned_away))
+            reasons.append((reason, text))
+        if taken is not None:
+            siblings.append(taken.text)
+        new = [_rejection(slot, work, nth, *found) for nth, found in enumerate(reasons)]
+        resolved.append(_Resolved(slot, taken, [*slot.old, *new]))
     return resolved
 
 
-def gate(text: str, source: str, siblings: set[str], near_duplicate: float) -> str | None:
-    """Why a paraphrase is turned away; `None` if nothing is wrong with it.
+def gate(written: Any, task: Task, plugin: Plugin[Any], siblings: Sequence[str]) -> str | None:
+    """Why an answer is turned away; `None` if nothing is wrong with it.
 
     Args:
-        text: The paraphrase.
-        source: The chunk's text.
-        siblings: Paraphrases of the chunk with lower ordinals, `normalised`.
-        near_duplicate: Share of common words in common order from which it counts as a copy.
+        written: The answer, of the plug-in's form.
+        task: What was asked for.
+        plugin: The augmentation.
+        siblings: Texts of the same augmentation on the chunk that have lower ordinals.
     """
+    text = plugin.render(written)
     plain = normalised(text)
     if not plain:
         return "empty"
-    if plain == normalised(source):
-        return "copy of the chunk"
-    if plain in siblings:
-        return "copy of another paraphrase"
-    if _likeness(text, source) >= near_duplicate:
-        return "near-copy of the chunk"
-    lost = dropped_facts(source, text)
-    if lost:
-        return f"drops {', '.join(lost)}"
-    return None
+    if plain in map(normalised, siblings):
+        return f"copy of another {plugin.name}"
+    if any(likeness(text, other) >= task.settings.near_duplicate for other in siblings):
+        return f"near-copy of another {plugin.name}"
+    return plugin.gate(written, task)
 
 
-def _likeness(text: str, source: str) -> float:
-    """Share of common words in common order, 1 for a copy."""
-    from rapidfuzz.distance import Indel
-
-    return Indel.normalized_similarity(normalised(text).split(), normalised(source).split())
-
-
-def likeness(paraphrases: Sequence[Paraphrase], chunks: Sequence[Chunk]) -> list[float]:
-    """How close each paraphrase is to its chunk: the share of common words in common order."""
+def likenesses(paraphrases: Sequence[Paraphrase], chunks: Sequence[Chunk]) -> list[float]:
+    """How close each text is to its chunk: the share of common words in common order."""
     text_of = {chunk.chunk_id: chunk.text for chunk in chunks}
-    return [_likeness(row.text, text_of[row.chunk_id]) for row in paraphrases]
+    return [likeness(row.text, text_of[row.chunk_id]) for row in paraphrases]
 
 
-def normalised(text: str) -> str:
-    """Words and numbers alone, case folded: equal for texts that differ in layout only."""
-    return " ".join(re.findall(r"\w+", text.casefold()))
-
-
-_UP_TO_TWELVE = "zero one two three four five six seven eight nine ten eleven twelve"
-_NUMBER_WORDS = {str(n): word for n, word in enumerate(_UP_TO_TWELVE.split())}
-
-_OFTEN_FIRST_TEXT = (
-    "a after all although an and as at because before both but by during each every for from he "
-    "her here his how however i if in into it its many most no not of on once one or our over she "
-    "since so some such that the their then there these they this those through to under until "
-    "was we were what when where which while who with"
-)
-_OFTEN_FIRST = frozenset(_OFTEN_FIRST_TEXT.split())
-
-
-def dropped_facts(source: str, paraphrase: str) -> list[str]:
-    """Numbers and names of a text that a paraphrase lacks, in order of appearance.
-
-    A capital alone makes no name at the start of a sentence: there the word counts if it also
-    stands capitalised within a sentence, or if the next word is capitalised too. Case, endings
-    (America, American), grouped digits and number words up to twelve are no difference. Initials
-    are not held against a paraphrase.
-    """
-    there = set(_tokens(paraphrase.casefold()))
-    stems = {word[:size] for word in there for size in range(3, len(word) + 1)}
-    lost: list[str] = []
-    for fact in dict.fromkeys(_facts(source)):
-        low = fact.casefold()
-        if fact[0].isdigit():
-            kept = low in there or _NUMBER_WORDS.get(low) in there
-        else:
-            kept = low in there or (len(low) > 4 and low[: max(4, len(low) - 3)] in stems)
-        if not kept:
-            lost.append(fact)
-    return lost
-
-
-def _tokens(text: str) -> list[str]:
-    text = re.sub(r"(?<=\d),(?=\d{3}\b)", "", text)
-    return re.findall(r"\d+(?:\.\d+)?|[^\W\d_]+", text)
-
-
-def _facts(source: str) -> list[str]:
-    within: list[str] = []
-    facts: list[tuple[str, bool]] = []
-    for sentence in re.split(r"(?<=[.!?:])\s+|\n+", source):
-        words = _tokens(sentence)
-        for place, word in enumerate(words):
-            if word[0].isdigit():
-                facts.append((word, True))
-            elif word[0].isupper() and len(word) > 1 and word.casefold() not in _OFTEN_FIRST:
-                pair = place + 1 < len(words) and words[place + 1][0].isupper()
-                if place > 0:
-                    within.append(word)
-                facts.append((word, place > 0 or pair))
-    return [word for word, sure in facts if sure or word in within]
-
-
-def _paraphrase(
-    slot: _Slot, taken: Received[WrittenParaphrase], purpose: str, generator: str
-) -> Paraphrase:
-    text = taken.value.paraphrase.strip()
+def _row(slot: _Slot, text: str, taken: Received[Any], work: _Work) -> Paraphrase:
+    chunk_id, ordinal = slot.task.chunk.chunk_id, slot.task.ordinal
     return Paraphrase(
-        paraphrase_id=content_hash("paraphrase", purpose, slot.chunk.chunk_id, slot.ordinal, text),
-        chunk_id=slot.chunk.chunk_id,
-        purpose=purpose,
-        ordinal=slot.ordinal,
+        paraphrase_id=content_hash(work.plugin.name, work.purpose, chunk_id, ordinal, text),
+        chunk_id=chunk_id,
+        augmentation=work.plugin.name,
+        purpose=work.purpose,
+        ordinal=ordinal,
         seed=taken.seed,
-        generator=generator,
+        generator=work.generator,
         generation_id=taken.generation_id,
         text=text,
     )
 
 
-def _rejections(rows: Sequence[_Resolved], purpose: str) -> list[Rejection]:
-    return [
-        Rejection(
-            rejection_id=content_hash(
-                "paraphrase", purpose, row.slot.chunk.chunk_id, row.slot.ordinal, nth, reason, text
-            ),
-            kind="paraphrase",
-            chunk_id=row.slot.chunk.chunk_id,
-            reason=reason,
-            text=text,
-        )
-        for row in rows
-        for nth, (reason, text) in enumerate(row.turned_away)
-    ]
+def _rejection(slot: _Slot, work: _Work, nth: int, reason: str, text: str) -> Rejection:
+    kind, chunk_id = work.plugin.name, slot.task.chunk.chunk_id
+    return Rejection(
+        rejection_id=content_hash(
+            kind, work.purpose, chunk_id, slot.task.ordinal, nth, reason, text
+        ),
+        kind=kind,
+        chunk_id=chunk_id,
+        reason=reason,
+        text=text,
+    )

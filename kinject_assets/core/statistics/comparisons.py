@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from itertools import permutations
 
 from kinject_assets.config import RecipeSpec
+from kinject_assets.core.augmentation.registry import PARAPHRASE
 from kinject_assets.core.schema import Condition
 from kinject_assets.core.statistics.intervals import paired_difference
 from kinject_assets.core.statistics.power import (
@@ -26,17 +27,36 @@ ALL = "all"
 
 
 @dataclass(frozen=True)
+class Trained:
+    """What the name of a recipe does not say.
+
+    Attributes:
+        augmentation: Who wrote what it reads beside the text; empty where it reads the text alone.
+        settings: Hash of its training settings.
+    """
+
+    augmentation: str = PARAPHRASE
+    settings: str = ""
+
+
+AS_NAMED = Trained()
+"""For recipes of which nothing but the name is known."""
+
+
+@dataclass(frozen=True)
 class System:
     """A condition with the rule that chose its K, and what it answered correctly.
 
     Attributes:
         condition: Under `cross_fitted`, the one with the K that most folds chose.
         outcomes: Question id -> answered correctly.
+        trained: How its recipe was trained.
     """
 
     condition: Condition
     k_rule: KRule
     outcomes: Mapping[str, bool]
+    trained: Trained = AS_NAMED
 
     def within(self, questions: Container[str]) -> "System":
         """The same on some of the questions; K stays as it was chosen on all."""
@@ -46,6 +66,13 @@ class System:
     def recipe(self) -> RecipeSpec | None:
         """What the recipe's name means; `None` without fine-tuning."""
         return RecipeSpec.parse(self.condition.recipe) if self.condition.recipe else None
+
+    @property
+    def adds(self) -> str:
+        """The augmentation that it was trained on beside the text; empty for none."""
+        spec = self.recipe
+        alone = spec is None or spec.control_of or not spec.n_paraphrases
+        return "" if alone else self.trained.augmentation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +126,7 @@ def _methods(a: System, b: System, first: str, second: str) -> bool:
 
 
 def is_control(system: System) -> bool:
-    """It was trained on repeated text, to be compared with paraphrases alone."""
+    """It was trained on repeated text, to be compared with the recipe that it is one of alone."""
     return system.recipe is not None and system.recipe.control_of is not None
 
 
@@ -109,23 +136,61 @@ def _recipes_match(a: System, b: System) -> bool:
         return False
     return (
         a.condition.method == b.condition.method
-        and (a.recipe.method, a.recipe.variant, a.recipe.seed)
-        == (b.recipe.method, b.recipe.variant, b.recipe.seed)
+        and (a.recipe.method, a.recipe.seed) == (b.recipe.method, b.recipe.seed)
         and _same_shots(a, b)
         and _same_retrieval(a, b)
     )
 
 
+def _variants_match(a: System, b: System) -> bool:
+    return _recipes_match(a, b) and a.recipe is not None and a.recipe.variant == _variant(b)
+
+
+def _variant(system: System) -> str:
+    return system.recipe.variant if system.recipe else ""
+
+
+def _trained_alike(a: System, b: System) -> bool:
+    """Recipes that match and have the same training settings, whatever their variants are called.
+
+    An augmentation is chosen by a variant, and what it is compared with has another one or none.
+    """
+    return _recipes_match(a, b) and a.trained.settings == b.trained.settings
+
+
+def _text_alone(system: System) -> bool:
+    return system.recipe is not None and not system.adds and not is_control(system)
+
+
+def _is_control_of(b: System, a: System) -> bool:
+    return b.recipe is not None and b.recipe.control_of == a.condition.recipe
+
+
 def _par_vs_reg(a: System, b: System) -> bool:
-    if a.recipe is None or b.recipe is None or is_control(a) or is_control(b):
-        return False
-    return _recipes_match(a, b) and a.recipe.n_paraphrases > b.recipe.n_paraphrases == 0
+    return a.adds == PARAPHRASE and _text_alone(b) and _variants_match(a, b)
 
 
 def _par_vs_control(a: System, b: System) -> bool:
-    if b.recipe is None:
+    return a.adds == PARAPHRASE and _is_control_of(b, a) and _variants_match(a, b)
+
+
+def _augmented(a: System) -> bool:
+    """It was trained on the texts of another augmentation than paraphrases."""
+    return a.adds not in {"", PARAPHRASE}
+
+
+def _aug_vs_reg(a: System, b: System) -> bool:
+    return _augmented(a) and _text_alone(b) and _trained_alike(a, b)
+
+
+def _aug_vs_control(a: System, b: System) -> bool:
+    return _augmented(a) and _is_control_of(b, a) and _variants_match(a, b)
+
+
+def _aug_vs_par(a: System, b: System) -> bool:
+    if a.recipe is None or b.recipe is None or not _augmented(a) or b.adds != PARAPHRASE:
         return False
-    return _recipes_match(a, b) and b.recipe.control_of == a.condition.recipe
+    return _trained_alike(a, b) and a.recipe.n_paraphrases == b.recipe.n_paraphrases
 
 
 def _more_shots(a: System, b: System) -> bool:
@@ -198,6 +263,22 @@ FAMILIES: tuple[Family, ...] = (
         "Do paraphrases help beyond repeating the text as often?",
         _par_vs_control,
         strata=True,
+    ),
+    Family(
+        "aug_vs_reg",
+        "Does training on the texts of another augmentation help?",
+        _aug_vs_reg,
+    ),
+    Family(
+        "aug_vs_control",
+        "Do the texts of another augmentation help beyond repeating the text as often?",
+        _aug_vs_control,
+        strata=True,
+    ),
+    Family(
+        "aug_vs_par",
+        "Are the texts of another augmentation better than as many paraphrases?",
+        _aug_vs_par,
     ),
     Family("shots", "Do few-shot examples help?", _more_shots),
     Family("k", "Does it matter how many chunks are retrieved?", _larger_k, "fixed"),

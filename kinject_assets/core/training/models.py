@@ -1,5 +1,6 @@
 """Loading causal language models and tokenizers: safetensors only, no code from outside."""
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,20 @@ def resolve_device(device: str) -> "torch.device":
             "`auto` or `cpu`, or install a torch built for this machine's driver."
         )
     return chosen
+
+
+def tensor_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Shapes of the tensors of a saved model, from the headers of its safetensors files alone."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        with path.open("rb") as handle:
+            header = json.loads(handle.read(int.from_bytes(handle.read(8), "little")))
+        shapes |= {
+            name: tuple(tensor["shape"])
+            for name, tensor in header.items()
+            if name != "__metadata__"
+        }
+    return shapes
 
 
 def load_tokenizer(

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from kinject_assets.core.augmentation.registry import PARAPHRASE
 from kinject_assets.core.errors import MissingArtefact
 from kinject_assets.core.schema import Chunk, Paraphrase
 
@@ -21,21 +22,26 @@ if TYPE_CHECKING:
 
 
 def recipe_texts(
-    chunks: Iterable[Chunk], paraphrases: Iterable[Paraphrase], n_paraphrases: int
+    chunks: Iterable[Chunk],
+    paraphrases: Iterable[Paraphrase],
+    n_paraphrases: int,
+    augmentation: str = PARAPHRASE,
 ) -> list[str]:
     """Texts that a recipe trains on, in the order of the corpus.
 
-    Each chunk's original, then its paraphrases with ordinals below `n_paraphrases`: the texts of a
-    smaller number are always among those of a larger one.
+    Each chunk's original, then its texts by the augmentation with ordinals below `n_paraphrases`:
+    the texts of a smaller number are always among those of a larger one.
 
     Args:
         chunks: In any order.
-        paraphrases: Rows of any purpose; only those for training are taken.
-        n_paraphrases: Paraphrases of each chunk; those that were never written are left out.
+        paraphrases: Rows of any purpose and augmentation; others than asked for are left out.
+        n_paraphrases: Texts on each chunk; those that were never written are left out.
+        augmentation: Whose texts; no two are ever mixed.
     """
     of_chunk: defaultdict[str, list[Paraphrase]] = defaultdict(list)
     for paraphrase in paraphrases:
-        if paraphrase.purpose == "train" and paraphrase.ordinal < n_paraphrases:
+        mine = (paraphrase.purpose, paraphrase.augmentation) == ("train", augmentation)
+        if mine and paraphrase.ordinal < n_paraphrases:
             of_chunk[paraphrase.chunk_id].append(paraphrase)
     texts: list[str] = []
     for chunk in sorted(chunks, key=lambda chunk: chunk.ordinal):

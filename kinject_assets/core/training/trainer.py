@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kinject_assets import config
+from kinject_assets.core.augmentation.registry import PARAPHRASE
 from kinject_assets.core.errors import KinjectError, MissingArtefact, ModelError
 from kinject_assets.core.progress import Report, silent
 from kinject_assets.core.schema import Checkpoint, Chunk, Damage, Paraphrase, Trial
@@ -52,7 +53,8 @@ class TrainRequest:
         dtype: `float32`, `bfloat16` or `float16`.
         chunks: Parquet file of `Chunk` rows.
         paraphrases: Parquet file of `Paraphrase` rows to train on; empty for none.
-        n_paraphrases: Paraphrases of each chunk that are trained on, the first by ordinal.
+        n_paraphrases: Texts on each chunk that are trained on, the first by ordinal.
+        augmentation: Whose texts these are.
         validation: Parquet file of `Paraphrase` rows that choose learning rate and epoch; empty:
             the first learning rate and the last epoch.
         training: Fields of `config.Training`, a recipe's overrides applied.
@@ -82,6 +84,7 @@ class TrainRequest:
     dtype: str = "float32"
     paraphrases: str = ""
     n_paraphrases: int = 0
+    augmentation: str = PARAPHRASE
     validation: str = ""
     control_tokens: int | None = None
     control_epochs: int | None = None
@@ -171,7 +174,7 @@ class _Run:
         paraphrases: list[Paraphrase] = []
         if request.n_paraphrases and not self.control:
             paraphrases = read_rows(Path(request.paraphrases), Paraphrase)
-        texts = recipe_texts(chunks, paraphrases, request.n_paraphrases)
+        texts = recipe_texts(chunks, paraphrases, request.n_paraphrases, request.augmentation)
         return Packer(
             encode_texts(self.tokenizer, texts),
             self.settings.piece_tokens,

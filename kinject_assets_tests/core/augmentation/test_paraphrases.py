@@ -11,14 +11,15 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from kinject_assets import config
+from kinject_assets.core.augmentation.facts import normalised
+from kinject_assets.core.augmentation.paraphrase import ParaphrasePlugin, WrittenParaphrase
 from kinject_assets.core.augmentation.paraphrases import (
     Paraphrased,
     draw_validation_chunks,
-    dropped_facts,
     gate,
-    normalised,
     write_paraphrases,
 )
+from kinject_assets.core.augmentation.plugin import Task
 from kinject_assets.core.llm.client import LLMClient
 from kinject_assets.core.llm.ledger import Ledger
 from kinject_assets.core.manifest import content_hash
@@ -28,6 +29,7 @@ from kinject_assets.lab.server import serving
 from kinject_assets.lab.things import draw_things
 
 SOURCE = "In 1903 Marie Curie won a prize of 1,000 francs. She lived in Paris with two daughters."
+OTHER = "Marie Curie, who lived in Paris with 2 daughters, got 1000 francs for a prize in 1903."
 
 
 def _chunks(count: int) -> list[Chunk]:
@@ -122,7 +124,7 @@ def test_what_never_passes_is_given_up_and_counted(tmp_path: Path) -> None:
         assert len(client.ledger.generations()) == 6
     assert result.paraphrases == []
     assert result.given_up == 2
-    assert [row.reason for row in result.rejections] == ["drops 1000, Paris"] * 6
+    assert [row.reason for row in result.rejections] == ["drops 1000, Paris, two"] * 6
     assert len({row.rejection_id for row in result.rejections}) == 6
 
 
@@ -134,39 +136,42 @@ def test_a_service_without_usable_answers_is_given_up_at_once(tmp_path: Path) ->
     assert "no usable answer: not JSON" in result.rejections[0].reason
 
 
+def _reason(text: str, siblings: list[str], **settings: float) -> str | None:
+    chunk = replace(_chunks(1)[0], text=SOURCE)
+    task = Task(chunk, 0, config.Augmentation(**settings))  # pyright: ignore[reportArgumentType]
+    return gate(WrittenParaphrase(paraphrase=text), task, ParaphrasePlugin(), siblings)
+
+
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
         (" ... ", "empty"),
         (SOURCE.upper(), "copy of the chunk"),
         (SOURCE.replace("She", "And she"), "near-copy of the chunk"),
-        ("One has it already", "copy of another paraphrase"),
-        ("A prize of 1000 francs went to Marie Curie of Paris.", "drops 1903"),
+        ("one has it: Already!", "copy of another paraphrase"),
+        (f"{OTHER} Indeed.", "near-copy of another paraphrase"),
+        ("A prize of 1000 francs and two daughters: Marie Curie of Paris.", "drops 1903"),
+        ("In 1903 Marie Curie of Paris had a prize of 1000 francs and a child.", "drops two"),
     ],
 )
 def test_each_gate_turns_its_paraphrase_away(text: str, reason: str) -> None:
-    assert gate(text, SOURCE, {"one has it already"}, 0.9) == reason
+    assert _reason(text, ["One has it already", OTHER]) == reason
 
 
 def test_a_real_paraphrase_passes() -> None:
-    text = "Marie Curie, who lived in Paris with 2 daughters, got 1000 francs for a prize in 1903."
-    assert gate(text, SOURCE, set(), 0.9) is None
+    assert _reason(OTHER, []) is None
+    assert _reason(f"{OTHER} Indeed.", [OTHER], near_duplicate=1.0) is None
 
 
-@pytest.mark.parametrize(
-    ("source", "paraphrase", "lost"),
-    [
-        ("Wool was given to all.", "All were given linen.", []),
-        ("Wool was sold. The Wool was good.", "It was good.", ["Wool"]),
-        ("Marie Curie won.", "Curie won.", ["Marie"]),
-        ("He is from America.", "He is American.", []),
-        ("He met J. Smith and 7 others.", "He met Smith and seven others.", []),
-        ("It cost 3.5 pounds.", "It cost 3 pounds.", ["3.5"]),
-        ("The McDonald's in Rome’s centre", "Rome: in its centre is a McDonald", []),
-    ],
-)
-def test_dropped_facts(source: str, paraphrase: str, lost: list[str]) -> None:
-    assert dropped_facts(source, paraphrase) == lost
+def test_a_chunk_that_is_drawn_is_drawn_from_every_part_of_the_corpus() -> None:
+    chunks, settings = _chunks(60), config.Augmentation(validation_chunks=10)
+    drawn = {c.chunk_id for c in draw_validation_chunks(chunks, settings)}
+    for release in (chunks[:40], chunks[20:], chunks[::2]):
+        again = {c.chunk_id for c in draw_validation_chunks(release, settings)}
+        assert len(again) == 10
+        assert drawn & {c.chunk_id for c in release} <= again
+    other = config.Augmentation(validation_chunks=10, seed=1)
+    assert {c.chunk_id for c in draw_validation_chunks(chunks, other)} != drawn
 
 
 def test_validation_chunks_stay_drawn_as_a_corpus_grows() -> None:

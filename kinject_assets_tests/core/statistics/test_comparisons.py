@@ -4,7 +4,13 @@ from dataclasses import replace
 import pytest
 
 from kinject_assets.core.schema import Condition
-from kinject_assets.core.statistics.comparisons import FAMILIES, System, compare, compare_all
+from kinject_assets.core.statistics.comparisons import (
+    FAMILIES,
+    System,
+    Trained,
+    compare,
+    compare_all,
+)
 from kinject_assets.core.statistics.power import WORTHWHILE, detectable_difference, mcnemar_power
 from kinject_assets.core.statistics.selection import KRule
 from kinject_assets.core.statistics.tests import holm, mcnemar
@@ -58,6 +64,61 @@ def test_families_pair_what_they_say() -> None:
         ("rag_vs_ft", "rag", "full.p10"),
         ("par_vs_reg", "full.p10", "full.p00"),
         ("par_vs_control", "full.p10", "full.r10"),
+    }
+
+
+def _trained(recipe: str, augmentation: str, settings: str = "") -> System:
+    return replace(_system("ft", 0.5, recipe=recipe), trained=Trained(augmentation, settings))
+
+
+def test_other_augmentations_are_families_of_their_own() -> None:
+    systems = [
+        *(_trained(r, "paraphrase") for r in ("full.p02", "full.p04")),
+        *(_trained(r, "") for r in ("full.p00", "full.r04", "full.r04.qa", "full.p00.qa")),
+        _trained("full.p04.qa", "question_answer"),
+        _trained("full.p04.imp", "implications"),
+        _trained("full.p04.imp.s1", "implications"),
+    ]
+    found = {pair for pair in _pairs(systems) if pair[0].startswith(("par_", "aug_"))}
+    assert found == {
+        ("par_vs_reg", "full.p02", "full.p00"),
+        ("par_vs_reg", "full.p04", "full.p00"),
+        ("par_vs_control", "full.p04", "full.r04"),
+        ("aug_vs_reg", "full.p04.qa", "full.p00"),
+        ("aug_vs_reg", "full.p04.qa", "full.p00.qa"),
+        ("aug_vs_reg", "full.p04.imp", "full.p00"),
+        ("aug_vs_reg", "full.p04.imp", "full.p00.qa"),
+        ("aug_vs_control", "full.p04.qa", "full.r04.qa"),
+        ("aug_vs_par", "full.p04.qa", "full.p04"),
+        ("aug_vs_par", "full.p04.imp", "full.p04"),
+    }
+
+
+def test_other_augmentations_do_not_change_what_is_found_of_paraphrases() -> None:
+    plain = [_system("ft", s, recipe=r) for r, s in (("full.p00", 0.4), ("full.p04", 0.5))]
+    others = [_trained(f"full.p0{n}.qa", "question_answer") for n in range(1, 5)]
+
+    def of_paraphrases(systems: list[System]) -> list[object]:
+        return [c for c in compare_all(systems) if c.family.startswith("par_")]
+
+    assert of_paraphrases(plain) == of_paraphrases([*plain, *others]) != []
+
+
+def test_augmentations_are_compared_under_the_same_training_settings() -> None:
+    systems = [
+        _trained("full.p00", "", "own"),
+        _trained("full.p04", "paraphrase", "own"),
+        _trained("full.p00.common", "", "common"),
+        _trained("full.p04.common", "paraphrase", "common"),
+        _trained("full.p04.qa", "question_answer", "own"),
+        _trained("full.p04.common-qa", "question_answer", "common"),
+    ]
+    found = {pair for pair in _pairs(systems) if pair[0].startswith("aug_")}
+    assert found == {
+        ("aug_vs_reg", "full.p04.qa", "full.p00"),
+        ("aug_vs_par", "full.p04.qa", "full.p04"),
+        ("aug_vs_reg", "full.p04.common-qa", "full.p00.common"),
+        ("aug_vs_par", "full.p04.common-qa", "full.p04.common"),
     }
 
 

@@ -46,6 +46,7 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
             Paraphrase(
                 paraphrase_id=f"p{number}-{purpose}-{ordinal}",
                 chunk_id=chunk.chunk_id,
+                augmentation="paraphrase",
                 purpose=purpose,
                 ordinal=ordinal,
                 seed=0,

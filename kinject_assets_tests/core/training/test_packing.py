@@ -1,4 +1,5 @@
 from collections import Counter
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -69,6 +70,20 @@ def test_texts_of_fewer_paraphrases_are_among_those_of_more(texts: Path) -> None
     assert all(set(few) < set(more) for few, more in pairwise(of))
     assert not {row.text for row in held_out} & set(of[4])
     assert of[1][:2] == [chunks[0].text, rows[0].text]
+
+
+def test_a_recipe_reads_the_texts_of_its_own_augmentation(texts: Path) -> None:
+    chunks = read_rows(texts / "chunks.parquet", Chunk)
+    rows = read_rows(texts / "paraphrases.parquet", Paraphrase)
+    asked = [
+        replace(row, augmentation="question_answer", text=f"Question: {row.text}") for row in rows
+    ]
+    paraphrased = recipe_texts(chunks, rows, 2)
+    assert recipe_texts(chunks, [*asked, *rows], 2) == paraphrased
+    others = recipe_texts(chunks, [*rows, *asked], 2, "question_answer")
+    assert len(others) == len(paraphrased) == 24
+    assert set(others) & set(paraphrased) == {chunk.text for chunk in chunks}
+    assert others[1:3] == [f"Question: {row.text}" for row in rows[:2]]
 
 
 def test_texts_stand_between_begin_and_end_and_cannot_fake_them() -> None:
