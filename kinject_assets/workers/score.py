@@ -18,8 +18,8 @@ def run(request: Mapping[str, Any], report: Report = silent) -> dict[str, Any]:
 
     Returns:
         `conditions` and `answers` (counts), `accuracy`: condition id -> share of right answers,
-        `unshared`: why shared beginnings were read each time (empty if they were not), and
-        `counts`: tokens read and so on, of this call alone.
+        `unshared`: why shared beginnings were read each time (empty if they were not), `counts`:
+        tokens read and so on, of this call alone, and `reused`: answers taken over.
 
     Raises:
         KinjectError: See `score`.
@@ -33,6 +33,7 @@ def run(request: Mapping[str, Any], report: Report = silent) -> dict[str, Any]:
         "accuracy": {key: right[key] / count for key, count in asked.items()},
         "unshared": done.unshared,
         "counts": done.counts,
+        "reused": done.reused,
     }
 
 

@@ -151,7 +151,7 @@ def embed_chunks(
     encoder: "SentenceTransformer",
     chunks: Sequence[Chunk],
     settings: config.Encoder,
-    previous: Embeddings | None = None,
+    previous: Sequence[Embeddings] = (),
     report: Report = silent,
     work: Path | None = None,
 ) -> Embeddings:
@@ -161,7 +161,8 @@ def embed_chunks(
         encoder: From `load_encoder`.
         chunks: Each becomes a row.
         settings: What the encoder was loaded with.
-        previous: Vectors of an earlier version of the corpus; those of another encoder are ignored.
+        previous: Vectors of earlier versions of the corpus, or of corpora that share its chunks;
+            those of another encoder are ignored.
         report: Told how many are new, and then of progress.
         work: Folder where vectors are kept block by block, for the next try after a crash.
     """
@@ -170,8 +171,8 @@ def embed_chunks(
     identity = identify(encoder, settings)
     kept = _kept_blocks(work)
     known: dict[str, np.ndarray] = {}
-    for embeddings in (previous, *kept):
-        if embeddings and embeddings.encoder.same_as(identity):
+    for embeddings in (*previous, *kept):
+        if embeddings.encoder.same_as(identity):
             known |= dict(zip(embeddings.chunk_ids, embeddings.vectors, strict=True))
     # Texts of like length share a batch, also over the borders of blocks.
     new = sorted(

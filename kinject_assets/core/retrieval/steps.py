@@ -33,7 +33,8 @@ class EmbedRequest:
         chunks: Parquet file of `Chunk` rows.
         encoder: Fields of `config.Encoder`, `model` being a folder or a hub id.
         out: Folder that gets `vectors.safetensors`, `chunks.json` and `encoder.json`.
-        previous: Folder with an earlier version of them, to reuse; empty for none.
+        previous: Folders with earlier versions of them, to reuse, or with those of corpora that
+            share chunks.
         work: Folder for what is wanted after a crash; empty for none.
         device: `auto`, `cpu`, `cuda`, ...
     """
@@ -41,7 +42,7 @@ class EmbedRequest:
     chunks: str
     encoder: dict[str, Any]
     out: str
-    previous: str = ""
+    previous: tuple[str, ...] = ()
     work: str = ""
     device: str = "auto"
 
@@ -51,7 +52,8 @@ class RetrieveRequest:
     """Questions to find chunks for.
 
     Attributes:
-        questions: Parquet file of `Question` rows; all of them are asked, whatever their split.
+        questions: Parquet file of `Question` rows; all that are not retired are asked, whatever
+            their split.
         index: Folder with `index.faiss`, `chunks.json` and `encoder.json`.
         retrieval: Fields of `config.Retrieval`, its encoder's `model` a folder or a hub id.
         retriever: Name under which the rows are known.
@@ -79,13 +81,13 @@ def embed(request: EmbedRequest, report: Report = silent) -> dict[str, Any]:
     """
     settings = config.Encoder(**request.encoder)
     chunks = sorted(read_rows(Path(request.chunks), Chunk), key=lambda chunk: chunk.ordinal)
-    previous = _reusable(request.previous, report)
+    previous = [e for folder in request.previous for e in _reusable(folder, report)]
     encoder = load_encoder(settings, request.device)
     work = Path(request.work) if request.work else None
     embeddings = embed_chunks(encoder, chunks, settings, previous, report, work)
     save_embeddings(Path(request.out), embeddings)
-    same = previous is not None and previous.encoder.same_as(embeddings.encoder)
-    known = set(previous.chunk_ids) if same and previous else set()
+    same = [earlier for earlier in previous if earlier.encoder.same_as(embeddings.encoder)]
+    known = {chunk_id for earlier in same for chunk_id in earlier.chunk_ids}
     return {
         "chunks": len(chunks),
         "reused": sum(chunk.chunk_id in known for chunk in chunks),
@@ -94,15 +96,13 @@ def embed(request: EmbedRequest, report: Report = silent) -> dict[str, Any]:
     }
 
 
-def _reusable(folder: str, report: Report) -> Embeddings | None:
-    """Earlier vectors, or `None`: damaged ones must not stand in the way of making them again."""
-    if not folder:
-        return None
+def _reusable(folder: str, report: Report) -> list[Embeddings]:
+    """Earlier vectors; none if damaged: they must not stand in the way of making them again."""
     try:
-        return load_embeddings(Path(folder))
+        return [load_embeddings(Path(folder))]
     except BrokenArtefact as error:
-        report(f"embedding every chunk again: {error}")
-        return None
+        report(f"embedding again what only {folder} holds: {error}")
+        return []
 
 
 def find(request: RetrieveRequest, report: Report = silent) -> dict[str, Any]:
@@ -116,7 +116,7 @@ def find(request: RetrieveRequest, report: Report = silent) -> dict[str, Any]:
         BrokenArtefact: If a file is damaged or the index is another encoder's.
     """
     settings = config.Retrieval(**request.retrieval)
-    questions = read_rows(Path(request.questions), Question)
+    questions = [q for q in read_rows(Path(request.questions), Question) if not q.retired]
     encoder = load_encoder(settings.encoder, request.device)
     index = load_index(Path(request.index), identify(encoder, settings.encoder))
     vectors = encode(

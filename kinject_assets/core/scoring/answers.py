@@ -9,7 +9,7 @@ after a crash goes on with the missing ones.
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -67,6 +67,8 @@ class ScoreRequest:
         add_bos: A begin-of-text token first; `None`: as the tokenizer does.
         engine: `hf-prefix`, `hf` or `vllm`.
         run_id: Goes into every answer.
+        previous: Folders with earlier answers of the same model under the same settings, of this
+            exam or of others: what was asked with the very same prompts is not asked again.
         work: Folder for finished conditions; it belongs to these inputs alone.
         out: Folder that gets `answers.parquet` and `conditions.parquet`.
     """
@@ -100,6 +102,7 @@ class ScoreRequest:
     batch_size: int = 16
     device: str = "auto"
     run_id: str = ""
+    previous: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -123,12 +126,14 @@ class Scored(NamedTuple):
     Attributes:
         unshared: Why beginnings that prompts share were read each time; empty if they were not.
         counts: Of this call alone: tokens of all prompts, tokens read, and so on; see `PrefixLM`.
+        reused: Answers that were taken over from earlier ones.
     """
 
     conditions: list[Condition]
     answers: list[Answer]
     unshared: str
     counts: dict[str, int]
+    reused: int
 
 
 def conditions(request: ScoreRequest, bos: bool = False) -> list[Condition]:
@@ -228,11 +233,17 @@ def score(request: ScoreRequest, report: Report = silent) -> Scored:
     wanted = conditions(request, scorer.begins_with_bos)
     label = f"{request.corpus} {request.model}{'.' if request.recipe else ''}{request.recipe}"
     total = len(wanted) * len(scorer.exam.test)
-    answers: dict[tuple[str, str], Answer] = {}
+    known = scorer.known(wanted)
+    answers = dict(known)
     for shots in request.shots:
         same_shots = [condition for condition in wanted if condition.shots == shots]
         what = f"{label} {request.method}: {shots} shots, {_k_text(same_shots)}"
-        for unit in scorer.units(same_shots):
+        still_open = [
+            question
+            for question in scorer.exam.test
+            if any((c.condition_id, question.question_id) not in answers for c in same_shots)
+        ]
+        for unit in scorer.units(same_shots, still_open):
             report(what, len(answers), total)
             done = unit.kept(request)
             if done is None:
@@ -249,7 +260,24 @@ def score(request: ScoreRequest, report: Report = silent) -> Scored:
     write_rows(out / "answers.parquet", rows, Answer)
     write_rows(out / "conditions.parquet", wanted, Condition)
     report(f"{label} {request.method}: answered", total, total)
-    return Scored(wanted, rows, scorer.unshared, scorer.counts)
+    reused = sum(answers[key] is row for key, row in known.items())
+    return Scored(wanted, rows, scorer.unshared, scorer.counts, reused)
+
+
+def _earlier(folder: str) -> Iterator[tuple[tuple[int, int, str, str], Answer]]:
+    """Answers of a folder by shots, k, question and prompt; none from one that is damaged."""
+    try:
+        conditions_of = {
+            row.condition_id: row
+            for row in read_rows(Path(folder) / "conditions.parquet", Condition)
+        }
+        rows = read_rows(Path(folder) / "answers.parquet", Answer)
+    except BrokenArtefact:
+        return
+    for row in rows:
+        condition = conditions_of.get(row.condition_id)
+        if condition is not None:
+            yield (condition.shots, condition.k, row.question_id, row.prompt_id), row
 
 
 def _k_text(wanted: Sequence[Condition]) -> str:
@@ -390,11 +418,31 @@ class _Scorer:
         now: Mapping[str, int] = getattr(self.lm, "counts", {})
         return {name: count - self._counted.get(name, 0) for name, count in now.items()}
 
-    def units(self, same_shots: Sequence[Condition]) -> Iterator[Unit]:
-        """Cuts the exam, questions with the same best chunks side by side."""
+    def known(self, wanted: Sequence[Condition]) -> dict[tuple[str, str], Answer]:
+        """Earlier answers to the very same prompts, by condition and question."""
+        earlier = dict(row for folder in self.request.previous for row in _earlier(folder))
+        if not earlier:
+            return {}
+        found: dict[tuple[str, str], Answer] = {}
+        for condition in wanted:
+            for question in self.exam.test:
+                key = (condition.shots, condition.k, question.question_id)
+                row = earlier.get((*key, self._prompt_id(question, condition)))
+                if row is not None and row.checkpoint_id == self.request.checkpoint_id:
+                    found[condition.condition_id, question.question_id] = replace(
+                        row,
+                        condition_id=condition.condition_id,
+                        answer_id=self._answer_id(condition, question),
+                    )
+        return found
+
+    def units(
+        self, same_shots: Sequence[Condition], questions: Sequence[Question]
+    ) -> Iterator[Unit]:
+        """Cuts questions of the exam, those with the same best chunks side by side."""
         k, chunks = max(c.k for c in same_shots), self.exam.chunks
         order = {question.question_id: place for place, question in enumerate(self.exam.test)}
-        test = self.exam.test
+        test = questions
         if k:
             test = sorted(test, key=lambda q: (chunks[q.question_id][:k], order[q.question_id]))
         found: list[Question] = []
@@ -452,6 +500,16 @@ class _Scorer:
             self.wrap,
         )
 
+    def _prompt_id(self, question: Question, condition: Condition) -> str:
+        """Hash of all that the model is shown and scored on, before it is made to fit."""
+        prompts = [self._prompt(question, condition, order) for order in self._orders(question)]
+        return content_hash("prompt", [(prompt.text, prompt.options) for prompt in prompts])
+
+    def _answer_id(self, condition: Condition, question: Question) -> str:
+        return content_hash(
+            "answer", condition.condition_id, question.question_id, self.request.checkpoint_id
+        )
+
     def _beginning(self, prompt: Prompt, shots: int) -> list[int]:
         """Tokens that all prompts with these shots begin with, whatever is asked."""
         if shots not in self._held:
@@ -482,9 +540,7 @@ class _Scorer:
         return Answer(
             condition_id=condition.condition_id,
             question_id=question.question_id,
-            answer_id=content_hash(
-                "answer", condition.condition_id, question.question_id, self.request.checkpoint_id
-            ),
+            answer_id=self._answer_id(condition, question),
             choice=choice,
             gold=question.gold,
             correct=choice == question.gold,
@@ -493,6 +549,7 @@ class _Scorer:
             checkpoint_id=self.request.checkpoint_id,
             run_id=self.request.run_id,
             places=[list(values).index(max(values)) for values in by_order],
+            prompt_id=self._prompt_id(question, condition),
         )
 
 

@@ -16,6 +16,7 @@ the mean over their cyclic orders, so that a favourite letter gains nothing.
 
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,8 @@ class TriageRequest:
         questions: Parquet file of `Question` rows; retired ones are left out.
         chunks: Parquet file of `Chunk` rows.
         choice_format: `letter` or `text`: how the exam asks.
+        previous: Folders with earlier rows of the same models under the same settings: a question
+            of theirs, which names its chunk, is not probed again.
         work: Folder for finished blocks; it belongs to these inputs alone.
         out: Folder that gets `triage.parquet`.
     """
@@ -73,6 +76,7 @@ class TriageRequest:
     add_bos: bool | None = None
     batch_size: int = 16
     device: str = "auto"
+    previous: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,6 +139,9 @@ def triage(request: TriageRequest, report: Report = silent) -> list[Triage]:
             f"{request.chunks}: the chunks of {len(lost)} questions of {request.corpus} are not "
             f"there, e.g. of {lost[0]}. Materialise `questions` again."
         )
+    known = _known(request)
+    order = [question.question_id for question in questions]
+    questions = [question for question in questions if question.question_id not in known]
     models = [BaseModel(**fields) for fields in request.models]
     total = len(models) * len(questions)
     found: dict[str, list[Shares]] = {q.question_id: [] for q in questions}
@@ -148,12 +155,23 @@ def triage(request: TriageRequest, report: Report = silent) -> list[Triage]:
             )
             for shares in _block(request, model, block, texts):
                 found[shares.question_id].append(shares)
-    rows = [_row(question_id, of_models) for question_id, of_models in found.items()]
+    probed = {question_id: _row(question_id, shares) for question_id, shares in found.items()}
+    rows = [known.get(question_id) or probed[question_id] for question_id in order]
     out = Path(request.out)
     out.mkdir(parents=True, exist_ok=True)
     write_rows(out / "triage.parquet", rows, Triage)
     report(f"{request.corpus}: probed", total, total)
     return rows
+
+
+def _known(request: TriageRequest) -> dict[str, Triage]:
+    """Earlier rows by question; none from a folder that is damaged."""
+    known: dict[str, Triage] = {}
+    for folder in request.previous:
+        with suppress(BrokenArtefact):
+            rows = read_rows(Path(folder) / "triage.parquet", Triage)
+            known |= {row.question_id: row for row in rows}
+    return known
 
 
 def _row(question_id: str, of_models: Sequence[Shares]) -> Triage:

@@ -68,12 +68,12 @@ def test_known_vectors_of_the_same_encoder_are_reused(
 ) -> None:
     first = embed_chunks(encoder, CHUNKS[:2], settings)
     marked = replace(first, vectors=first.vectors[:, ::-1].copy())
-    again = embed_chunks(encoder, [CHUNKS[2], CHUNKS[1]], settings, marked)
+    again = embed_chunks(encoder, [CHUNKS[2], CHUNKS[1]], settings, [marked])
     assert again.chunk_ids == ["c2", "c1"]
     assert np.array_equal(again.vectors[1], marked.vectors[1])
     assert again.vectors[0] == pytest.approx(encoder.encode(CHUNKS[2].text), abs=1e-6)
     other = replace(marked, encoder=replace(marked.encoder, weights="another"))
-    fresh = embed_chunks(encoder, CHUNKS[:2], settings, other)
+    fresh = embed_chunks(encoder, CHUNKS[:2], settings, [other])
     assert np.array_equal(fresh.vectors, first.vectors)
 
 
@@ -141,14 +141,14 @@ def test_the_embed_step_counts_what_it_reused(settings: config.Encoder, tmp_path
             chunks=str(tmp_path / "three.parquet"),
             encoder=fields,
             out=str(tmp_path / "second"),
-            previous=first,
+            previous=(first,),
         )
     )
     assert (again["chunks"], again["reused"]) == (3, 2)
     assert load_embeddings(tmp_path / "second").chunk_ids == ["c0", "c1", "c2"]
     (Path(first) / VECTORS).write_bytes(b"damaged")
     mended = EmbedRequest(
-        chunks=str(tmp_path / "two.parquet"), encoder=fields, out=first, previous=first
+        chunks=str(tmp_path / "two.parquet"), encoder=fields, out=first, previous=(first,)
     )
     assert embed(mended)["reused"] == 0
     assert load_embeddings(Path(first)).chunk_ids == ["c0", "c1"]
