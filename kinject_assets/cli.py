@@ -15,6 +15,8 @@ from kinject_assets import __version__
 from kinject_assets.core.errors import KinjectError
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from kinject_assets.config import Profile
 
 FORMATS = click.Choice(["text", "csv", "json", "markdown"])
@@ -28,8 +30,23 @@ profile_option = click.option(
 )
 
 
+def _unwrapped(text: str | None) -> str | None:
+    r"""Help in which `\b` keeps the lines below it: click looks for the character, not its name."""
+    return text and text.replace("\\b\n", "\b\n")
+
+
 class _Cli(click.Group):
     """Turns errors meant for the user into one message and exit code 2."""
+
+    group_class = type
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.help = _unwrapped(self.help)
+
+    def add_command(self, cmd: click.Command, name: str | None = None) -> None:
+        cmd.help = _unwrapped(cmd.help)
+        super().add_command(cmd, name)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -98,6 +115,66 @@ def run(
     from kinject_assets.defs.commands import run_profile
 
     sys.exit(run_profile(profile, selection, corpora, models))
+
+
+@main.command()
+@profile_option
+@click.option(
+    "--corpus",
+    "corpora",
+    multiple=True,
+    metavar="C",
+    help="Corpora to read again. Default: every window of current events.",
+)
+@click.option(
+    "--no-look", is_flag=True, help="Reads no source: makes what is out of date, and no more."
+)
+def refresh(profile_name: str | None, corpora: tuple[str, ...], no_look: bool) -> None:
+    r"""Looks for changes of the text and carries them to base and RAG answers and the tables.
+
+    Only pages whose revision changed are fetched, and only text that changed is cut, embedded,
+    asked about and answered anew. Questions on text that is gone are retired. A month that has
+    closed is frozen as a release, e.g. events-2031-04; a later edit makes events-2031-04-r2.
+    Nothing is trained (unless refresh.train of the profile says so): `kinject run` does that.
+
+    \b
+    In the lab:  kinject lab advance --months 1 && kinject refresh
+    Every night: the schedule refresh_current_events_daily in `kinject ui`, or cron with this.
+    """
+    profile = _select(profile_name)
+    if no_look and corpora:
+        raise click.UsageError("--no-look and --corpus exclude each other")
+    from kinject_assets.defs.commands import catch_up, refresh_profile
+
+    sys.exit(catch_up(profile) if no_look else refresh_profile(profile, corpora))
+
+
+@main.command()
+@profile_option
+@click.option("--corpus", required=True, metavar="C", help="Corpus of a wiki.")
+@click.option(
+    "--out",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=Path("frozen.jsonl"),
+    show_default=True,
+    help="Where to write it.",
+)
+def freeze(profile_name: str | None, corpus: str, out: Path) -> None:
+    r"""Writes which revision of which page a corpus holds, to rebuild it exactly.
+
+    \b
+    In a profile:  source: {kind: wiki, wiki: wikipedia, frozen: frozen.jsonl}
+    reads these revisions again, whatever the pages have become.
+    """
+    from kinject_assets.config import home
+    from kinject_assets.core.corpus.sources import write_frozen
+    from kinject_assets.core.schema import Article
+    from kinject_assets.core.store import Cell, Store
+
+    profile = _select(profile_name)
+    articles = Store(home(profile)).rows(Cell("articles", (corpus,)), "articles", Article)
+    write_frozen(articles, out.absolute())
+    click.echo(f"{out}: {len(articles)} pages")
 
 
 @main.command()
@@ -256,19 +333,53 @@ def report(profile_name: str | None, out: Path | None) -> None:
 
 @main.command()
 @profile_option
-def plan(profile_name: str | None) -> None:
-    """Lists the artefacts that the profile asks for, and which of them are there."""
+@click.option("--format", "fmt", type=FORMATS, default="text", show_default=True)
+@click.option("--cells", is_flag=True, help="Lists the artefacts with their states instead.")
+@click.option(
+    "--list",
+    "listing",
+    is_flag=True,
+    help="First asks the wikis for the lengths of their pages: sends requests, fetches no page.",
+)
+def plan(profile_name: str | None, fmt: str, cells: bool, listing: bool) -> None:
+    r"""Estimates what a profile costs, before anything is spent, and what it did cost.
+
+    Requests, tokens and USD of the language model; tokens, FLOPs and hours of the models on the
+    profile's `hardware`; disk. For a study from nothing, with what is still open beside it. Nothing
+    is asked of any service, but for wikis with --list.
+
+    \b
+    Sizes of corpora come from the best source there is, and each number says from which:
+      made      the artefact is in the lake: exact
+      read      folders of documents: read and cut now, costs nothing
+      listed    wikis: from the lengths of their pages, once --list has asked for them
+      expected  the profile: corpora.NAME.expected_chunks (for events: of each month)
+      known     exams of MMLU: their published sizes
+      computed  questions: chunks x exams.keep x (1 - exams.shots_share)
+
+    `kinject run` keeps the estimate from before its first request; after that, this command shows
+    it beside what was spent. docs/planning.md lists every assumption with its reason.
+    """
     from kinject_assets.config import home
-    from kinject_assets.core.plan import Plan
+    from kinject_assets.core.estimate.text import format_cells, format_plan
     from kinject_assets.core.store import Store
 
+    def report(message: str, done: int | None = None, total: int | None = None) -> None:
+        click.echo(f"{message} {done}/{total}" if total else message, err=True)
+
     profile = _select(profile_name)
-    grid = Plan(profile, Store(home(profile)))
-    states = [(str(cell), grid.state(cell)) for cell in grid.cells]
-    for name, state in states:
-        click.echo(f"{state:9} {name}")
-    done = sum(state == "complete" for _, state in states)
-    click.echo(f"{done} of {len(states)} complete", err=True)
+    store = Store(home(profile))
+    if cells:
+        text, complete = format_cells(profile, store, fmt)
+        click.echo(text)
+        click.echo(complete, err=True)
+        return
+    if listing:
+        from kinject_assets.core.estimate.listing import list_wikis
+        from kinject_assets.defs.resources import Study
+
+        list_wikis(profile, store, Study().wikis(), report)
+    click.echo(format_plan(profile, store, fmt, report))
 
 
 @main.command()
@@ -290,6 +401,63 @@ def doctor(profile_name: str | None) -> None:
     lines, healthy = examine(_select(profile_name))
     click.echo("\n".join(lines))
     sys.exit(0 if healthy else 1)
+
+
+@main.group()
+def exam() -> None:
+    """The exams that the language model wrote: their review by people."""
+
+
+@exam.command("review")
+@profile_option
+@click.option("--corpus", required=True, metavar="C", help="Whose exam.")
+@click.option(
+    "--write",
+    "written",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE.csv",
+    help="Writes the table to fill in: a question a row, with its passage.",
+)
+@click.option(
+    "--read",
+    "filled_in",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE.csv",
+    help="Reads it back and records what was decided, all of it or nothing.",
+)
+@click.option("--status", is_flag=True, help="Says how much is decided.")
+def exam_review(
+    profile_name: str | None,
+    corpus: str,
+    written: Path | None,
+    filled_in: Path | None,
+    status: bool,
+) -> None:
+    r"""Lets people verify an exam in a spreadsheet.
+
+    \b
+      kinject exam review --corpus C --write review.csv
+      ... open it, and write into the column `verdict`:
+            accept   the question is sound
+            reject   it is not; say why in `reason`
+            edit     it is now, after you changed stem, A to H or gold; say why in `reason`
+            nothing  not decided yet
+      kinject exam review --corpus C --read review.csv
+      kinject run              applies it: only what depends on the exam is made again
+
+    Decisions are kept in lake/reviews/C.jsonl and outlive every re-making of the exam. Read the
+    same file as often as you like; to take a decision back, decide anew in a new table.
+    """
+    given = [value for value in (written, filled_in, status or None) if value is not None]
+    if len(given) != 1:
+        raise click.UsageError("give one of --write FILE, --read FILE and --status")
+    from kinject_assets.config import home
+    from kinject_assets.core.exams.review import review_exam
+    from kinject_assets.core.store import Store
+
+    profile = _select(profile_name)
+    store = Store(home(profile))
+    click.echo(review_exam(profile, store, corpus, write=written, read=filled_in))
 
 
 @main.group()
@@ -331,6 +499,7 @@ def lab_serve(
     profile = _select(profile_name)
     if profile.lab is None:
         raise KinjectError(f"{profile.path}: has no part `lab:`, so there is no world to serve")
+    from kinject_assets.lab.clock import lab_now
     from kinject_assets.lab.server import FAULT_KINDS, Faults
     from kinject_assets.lab.server import main as serve
 
@@ -342,7 +511,42 @@ def lab_serve(
         retry_after=retry_after,
         latency=latency,
     )
-    serve(profile.lab, port=port, faults=settings)
+    serve(profile.lab, port=port, clock=lambda: lab_now(profile), faults=settings)
+
+
+@lab.command("advance")
+@profile_option
+@click.option("--days", type=click.IntRange(min=1), help="Days to move on.")
+@click.option("--months", type=click.IntRange(min=1), help="Months to move on.")
+@click.option("--to", type=click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M"]), help="UTC.")
+def lab_advance(
+    profile_name: str | None, days: int | None, months: int | None, to: "datetime | None"
+) -> None:
+    r"""Moves the lab's clock on: its wiki then has later events and edits. Nothing else moves it.
+
+    \b
+    kinject lab advance --months 1 && kinject refresh
+    """
+    from datetime import UTC, timedelta
+
+    from kinject_assets.lab.clock import advance, lab_now
+
+    profile = _select(profile_name)
+    given = [value for value in (days, months, to) if value is not None]
+    if len(given) != 1:
+        raise click.UsageError("give one of --days, --months and --to")
+    moment = lab_now(profile)
+    if to is not None:
+        moment = to.replace(tzinfo=UTC)
+    elif days is not None:
+        moment += timedelta(days=days)
+    else:
+        for _ in range(months or 0):
+            # The same day of the next month, or its last one.
+            following = (moment.replace(day=1) + timedelta(days=32)).replace(day=1)
+            last = (following + timedelta(days=32)).replace(day=1) - timedelta(days=1)
+            moment = following.replace(day=min(moment.day, last.day))
+    click.echo(f"the lab's clock: {advance(profile, moment):%Y-%m-%d %H:%M} UTC")
 
 
 @lab.command("pretrain")

@@ -1,7 +1,5 @@
 """The code location: `dagster`, `dg` and `workspace.yaml` load `defs` from here."""
 
-import warnings
-
 import dagster as dg
 
 from kinject_assets.defs import (
@@ -20,18 +18,20 @@ from kinject_assets.defs import (
 )
 from kinject_assets.defs.resources import Study
 
-# Links to the source code are beta in Dagster, and Pipes reads a preview property of its own: it
-# would say so once an asset and once a worker.
-warnings.filterwarnings("ignore", category=dg.BetaWarning)
-warnings.filterwarnings("ignore", category=dg.PreviewWarning)
-
 STAGES = (corpus, exams, augmentation, retrieval, training, scores, triage, damage, results, audit)
 
+ASSETS = [
+    asset for asset in dg.load_assets_from_modules(STAGES) if isinstance(asset, dg.AssetsDefinition)
+]
+
 defs = dg.Definitions(
-    assets=dg.with_source_code_references(dg.load_assets_from_modules(STAGES)),
+    assets=dg.with_source_code_references(
+        dg.map_asset_specs(automation.with_condition, ASSETS),
+    ),
     # Nothing passes from step to step but by the lake; Dagster's default would offer pickles.
     resources={"study": Study(), "io_manager": dg.mem_io_manager},
-    jobs=jobs.JOBS,
-    sensors=[automation.corpus_keys],
+    jobs=[*jobs.JOBS, *automation.AUTOMATION_JOBS],
+    sensors=automation.SENSOR_DEFINITIONS,
+    schedules=automation.SCHEDULE_DEFINITIONS,
     executor=dg.in_process_executor,
 )

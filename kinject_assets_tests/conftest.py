@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).parents[1]
+WIKI_STATE = Path(tempfile.gettempdir()) / "kinject-mediawiki"
 API_URL = "http://127.0.0.1:8099/w/api.php"
 
 
@@ -31,8 +32,7 @@ def real_wiki():
     if _answers():
         yield API_URL
         return
-    state = Path(tempfile.gettempdir()) / "kinject-mediawiki"
-    environment = {**os.environ, "MW_STATE": str(state)}
+    environment = {**os.environ, "MW_STATE": str(WIKI_STATE)}
     started = subprocess.run(
         ["bash", str(start)], env=environment, capture_output=True, text=True, timeout=500
     )
@@ -43,6 +43,18 @@ def real_wiki():
     subprocess.run(
         ["bash", str(start.with_name("stop.sh"))], env=environment, capture_output=True, check=False
     )
+
+
+@pytest.fixture
+def wiki_switch(real_wiki: str) -> Iterator[Path]:
+    """Folder of the real MediaWiki's switches: `lag` and `fault`, off at the end."""
+    folder = WIKI_STATE / "switch"
+    if not WIKI_STATE.is_dir():
+        pytest.skip("the real MediaWiki was started by somebody else: its switches are not known")
+    folder.mkdir(exist_ok=True)
+    yield folder
+    for name in ("lag", "fault"):
+        (folder / name).unlink(missing_ok=True)
 
 
 @pytest.fixture

@@ -95,6 +95,28 @@ def test_a_minimal_profile_loads(tmp_path: Path) -> None:
             "damage.reading: `docs` is compared with its `rag` answers of small, which the grid",
         ),
         ({"exams": {"per_chunk": 2, "keep": 3}}, "keep (3) is more than per_chunk (2)"),
+        (
+            {"recipes": {"full.p04.qa": {"augmentation": "question_anser"}}},
+            "recipes.full.p04.qa.augmentation: there is no `question_anser`; did you mean "
+            "`question_answer`? allowed: implications, paraphrase, question_answer",
+        ),
+        (
+            {"recipes": {"full.p00.qa": {"augmentation": "question_answer"}}},
+            "recipes.full.p00.qa.augmentation: p00 trains on the text alone, so there is nothing",
+        ),
+        (
+            {"recipes": {"full.p04": {"augmentation": "question_answer"}}},
+            "give one with `question_answer` a variant, e.g. full.p04.question-answer",
+        ),
+        (
+            {"recipes": {"full.p04.x": {"augmentation": "implications"}, "full.p02.x.s1": None}},
+            "recipes.full.p04.x.augmentation: `full.p04.x` has `implications` and `full.p02.x.s1` "
+            "has `paraphrase`; recipes of one variant (`x`) differ in number and seed",
+        ),
+        (
+            {"recipes": {"lora.p04": None, "lora.r04": {"augmentation": "implications"}}},
+            "`lora.r04` trains on the text alone, as long as `lora.p04`, which has `paraphrase`",
+        ),
     ],
 )
 def test_wrong_fields_are_named_with_their_mend(
@@ -117,6 +139,33 @@ def test_yaml_that_is_none(tmp_path: Path) -> None:
     path.write_text("name: [")
     with pytest.raises(ProfileError, match="not readable as YAML"):
         load_profile(str(path))
+
+
+def test_recipes_choose_their_augmentation(tmp_path: Path) -> None:
+    qa = {"augmentation": "question_answer", "epochs": 2}
+    recipes = {
+        "full.p00": None,
+        "full.p00.qa": {"epochs": 2},
+        "full.p04": {"augmentation": "paraphrase"},
+        "full.p02.common": None,
+        "full.p02.qa": qa,
+        "full.p04.qa.s1": qa,
+        "full.r02.qa": qa,
+        "full.r04.qa.s1": None,
+    }
+    profile = load_profile(str(write(tmp_path, recipes=recipes)))
+    assert {name: profile.recipe_augmentation(name) for name in recipes} == {
+        "full.p00": "",
+        "full.p00.qa": "",
+        "full.p04": "paraphrase",
+        "full.p02.common": "paraphrase",
+        "full.p02.qa": "question_answer",
+        "full.p04.qa.s1": "question_answer",
+        "full.r02.qa": "",
+        "full.r04.qa.s1": "",
+    }
+    training = profile.recipe_training("full.p02.qa")
+    assert training == profile.training.model_copy(update={"epochs": 2})
 
 
 @pytest.mark.parametrize(

@@ -79,6 +79,7 @@ class Manifest:
         seeds: Name -> seed.
         run_id: Dagster run.
         counts: Numbers worth knowing, for metadata.
+        checks: What the asset's checks found: `name`, `passed`, `warn`, `message`.
     """
 
     asset: str
@@ -95,6 +96,7 @@ class Manifest:
     started_at: str = ""
     finished_at: str = ""
     counts: dict[str, Any] = field(default_factory=dict)
+    checks: list[dict[str, Any]] = field(default_factory=list)
 
     def to_json(self) -> str:
         """The manifest as it is written."""

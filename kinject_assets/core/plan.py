@@ -6,35 +6,40 @@ cell's inputs and configuration are. A cell is complete when its manifest's fing
 version, configuration, versions of inputs) is the one that it would get now.
 """
 
+import json
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any, Literal
 
 from kinject_assets.config import Cells, Profile, RecipeSpec
+from kinject_assets.core.augmentation.registry import PLUGINS, prefix
+from kinject_assets.core.corpus.releases import with_releases
+from kinject_assets.core.corpus.sources import month_of
 from kinject_assets.core.errors import BrokenArtefact, KinjectError
-from kinject_assets.core.manifest import fingerprint
+from kinject_assets.core.exams.review import decisions_version, read_decisions
+from kinject_assets.core.manifest import Manifest, file_sha256, fingerprint
 from kinject_assets.core.store import Cell, Store
 
 CODE_VERSIONS: dict[str, str] = {
     "articles": "1",
-    "chunks": "1",
-    "questions": "1",
-    "paraphrases": "1",
-    "validation_paraphrases": "1",
+    "chunks": "2",
+    "questions": "2",
+    "paraphrases": "2",
+    "validation_paraphrases": "2",
     "embeddings": "1",
     "faiss_index": "1",
     "retrieved": "1",
     "checkpoint": "1",
-    "answers_base": "2",
-    "answers_rag": "2",
-    "answers_ft": "2",
-    "answers_ft_rag": "2",
+    "answers_base": "3",
+    "answers_rag": "3",
+    "answers_ft": "3",
+    "answers_ft_rag": "3",
     "damage": "2",
     "triage": "1",
-    "results": "2",
+    "results": "3",
     "claims": "2",
-    "report": "2",
+    "report": "3",
     "lineage_audit": "1",
 }
 """Raised by hand when an asset's code would make something else from the same inputs."""
@@ -62,9 +67,9 @@ def now(profile: Profile) -> datetime:
     if profile.clock.mode == "fixed" and profile.clock.now:
         return profile.clock.now.astimezone(UTC)
     if profile.clock.mode == "lab" and profile.lab:
-        from kinject_assets.lab.world import World
+        from kinject_assets.lab.clock import lab_now
 
-        return World(profile.lab).now
+        return lab_now(profile)
     return datetime.now(UTC)
 
 
@@ -73,12 +78,15 @@ class Plan:
     """The cells of a profile.
 
     Args:
-        profile: The experiment.
+        profile: The experiment; the releases that its lake holds are added to its corpora.
         store: Its lake.
     """
 
     profile: Profile
     store: Store
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "profile", with_releases(self.profile, self.store.lake))
 
     def _asking(self, corpus: str) -> list[Cells]:
         return [cells for cells in self.profile.grid if corpus in cells.corpora]
@@ -95,15 +103,14 @@ class Plan:
             names.sort(key=lambda r: RecipeSpec.parse(r).control_of is not None)
         return found
 
-    def paraphrases_per_chunk(self, corpus: str) -> int:
-        """The most paraphrases that a recipe of the corpus reads."""
-        counts = [
-            spec.n_paraphrases
-            for names in self.recipes(corpus).values()
-            for spec in map(RecipeSpec.parse, names)
-            if not spec.control_of
-        ]
-        return max(counts, default=0)
+    def paraphrases_per_chunk(self, corpus: str) -> dict[str, int]:
+        """Augmentation -> the most of its texts that a recipe of the corpus reads; none with 0."""
+        counts: dict[str, int] = {}
+        for recipe in (name for names in self.recipes(corpus).values() for name in names):
+            if augmentation := self.profile.recipe_augmentation(recipe):
+                most = max(counts.get(augmentation, 0), RecipeSpec.parse(recipe).n_paraphrases)
+                counts[augmentation] = most
+        return {name: counts[name] for name in PLUGINS if name in counts}
 
     def probes(self, corpus: str) -> dict[str, tuple[str, ...]]:
         """Corpora whose exams show what training on one cost: `facts` and `reading`, none empty."""
@@ -114,13 +121,17 @@ class Plan:
         }
         return {kind: names for kind, names in found.items() if names}
 
+    def models(self, corpus: str) -> tuple[str, ...]:
+        """Models that answer the exam of a corpus."""
+        asked = {model for cells in self._asking(corpus) for model in cells.models}
+        return tuple(model for model in self.profile.models if model in asked)
+
     def probed(self, corpus: str) -> tuple[str, ...]:
         """Base models that probe the questions of a corpus; none where they are not generated."""
         exam = self.profile.corpora[corpus].exam
         if exam.kind != "generated" or not self.profile.exams.triage:
             return ()
-        asked = {model for cells in self._asking(corpus) for model in cells.models}
-        return tuple(model for model in self.profile.models if model in asked)
+        return self.models(corpus)
 
     def _methods(self, corpus: str) -> set[str]:
         return {method for cells in self._asking(corpus) for method in cells.methods}
@@ -203,7 +214,8 @@ class Plan:
     def inputs(self, cell: Cell) -> list[tuple[Cell, str]]:
         """The cells that one is made from, each with the part of it that is read.
 
-        The part is empty for the whole, or `pNN`: the first NN paraphrases of each chunk.
+        The part is empty for the whole, or the first texts of each chunk by one augmentation, as
+        `augmentation.registry.prefix` names them: `p04`, `question_answer.p04`.
         """
         if not cell.parts:
             if cell.asset == "results":
@@ -259,8 +271,9 @@ class Plan:
                 found = here("chunks", "validation_paraphrases")
                 if spec.control_of:
                     found.append((Cell("checkpoint", (corpus, f"{model}.{spec.control_of}")), ""))
-                elif spec.n_paraphrases:
-                    found.append((Cell("paraphrases", (corpus,)), f"p{spec.n_paraphrases:02d}"))
+                elif augmentation := self.profile.recipe_augmentation(recipe):
+                    part = prefix(augmentation, spec.n_paraphrases)
+                    found.append((Cell("paraphrases", (corpus,)), part))
                 return found
         raise KinjectError(f"no asset is called {cell.asset}")
 
@@ -271,8 +284,15 @@ class Plan:
         def of(part: Any, *leave_out: str) -> Any:
             return part.model_dump(mode="json", exclude=set(leave_out))
 
+        def studied(model: str) -> Any:
+            return of(profile.models[model], "knowledge_cutoff", "parameters")
+
         llm = of(
             profile.llm,
+            "batch",
+            "batch_poll",
+            "batch_discount",
+            "batch_requests",
             "concurrency",
             "timeout",
             "attempts",
@@ -290,15 +310,21 @@ class Plan:
                     if wiki.api_url == "lab" and profile.lab:
                         found["lab"] = of(profile.lab)
                 if corpus.source.kind == "events" and corpus.source.until == "now":
-                    found["month"] = f"{now(profile):%Y-%m}"
+                    found["month"] = month_of(now(profile))
+                if corpus.source.kind == "wiki" and corpus.source.frozen:
+                    # What the list says decides, wherever it lies.
+                    found["source"] = of(corpus.source, "frozen")
+                    path = profile.folder / corpus.source.frozen
+                    found["frozen_sha256"] = file_sha256(path) if path.is_file() else ""
                 return found
             case "chunks":
                 return of(profile.chunking)
             case "questions" if corpus:
-                if corpus.exam.kind == "mmlu":
-                    return {"exam": of(corpus.exam)}
-                exams = of(profile.exams, "triage")
-                return {"exam": of(corpus.exam), "exams": exams, "llm": llm}
+                found = {"exam": of(corpus.exam)}
+                if corpus.exam.kind == "generated":
+                    found |= {"exams": of(profile.exams, "triage"), "llm": llm}
+                reviewed = decisions_version(read_decisions(self.store.lake, cell.parts[0]))
+                return found | ({"reviews": reviewed} if reviewed else {})
             case "paraphrases":
                 return {
                     "per_chunk": self.paraphrases_per_chunk(cell.parts[0]),
@@ -308,7 +334,14 @@ class Plan:
                     "llm": llm,
                 }
             case "validation_paraphrases":
-                return {"augmentation": of(profile.augmentation), "llm": llm}
+                return {
+                    "chunks": profile.augmentation.validation_chunks,
+                    "per_chunk": profile.augmentation.validation_per_chunk,
+                    "augmentation": of(
+                        profile.augmentation, "validation_chunks", "validation_per_chunk"
+                    ),
+                    "llm": llm,
+                }
             case "embeddings":
                 return of(profile.retrieval.encoder, "batch_size", "query_prefix")
             case "faiss_index":
@@ -318,27 +351,24 @@ class Plan:
             case "checkpoint":
                 model, recipe = cell.parts[1].split(".", 1)
                 return {
-                    "model": of(profile.models[model], "knowledge_cutoff"),
+                    "model": studied(model),
                     "recipe": of(RecipeSpec.parse(recipe)),
                     "training": of(profile.recipe_training(recipe), "micro_batch"),
                 }
             case "answers_base" | "answers_ft":
                 return {
-                    "model": of(profile.models[self.model_of(cell)], "knowledge_cutoff"),
+                    "model": studied(self.model_of(cell)),
                     "scoring": of(profile.scoring, "k", "device", "batch_size", "folds"),
                 }
             case "answers_rag" | "answers_ft_rag":
                 return {
-                    "model": of(profile.models[self.model_of(cell)], "knowledge_cutoff"),
+                    "model": studied(self.model_of(cell)),
                     "scoring": of(profile.scoring, "device", "batch_size", "folds"),
                     "query": profile.retrieval.query,
                 }
             case "triage":
                 return {
-                    "models": {
-                        model: of(profile.models[model], "knowledge_cutoff")
-                        for model in self.probed(cell.parts[0])
-                    },
+                    "models": {model: studied(model) for model in self.probed(cell.parts[0])},
                     "choice_format": profile.scoring.choice_format,
                     "chat_template": profile.scoring.chat_template,
                     "add_bos": profile.scoring.add_bos,
@@ -347,7 +377,7 @@ class Plan:
             case "damage":
                 return {
                     "damage": of(profile.damage),
-                    "model": of(profile.models[self.model_of(cell)], "knowledge_cutoff"),
+                    "model": studied(self.model_of(cell)),
                     "scoring": of(profile.scoring, "shots", "k", "device", "batch_size", "folds"),
                     "query": profile.retrieval.query,
                 }
@@ -378,6 +408,10 @@ class Plan:
         """What the manifest of a cell would say if it were made now."""
         versions, _ = self.input_versions(cell)
         return fingerprint(CODE_VERSIONS[cell.asset], self.config(cell), versions)
+
+    def same_config(self, cell: Cell, manifest: Manifest) -> bool:
+        """Whether an artefact was made with the configuration that it would be made with now."""
+        return manifest.config == json.loads(json.dumps(self.config(cell)))
 
     def state(self, cell: Cell) -> State:
         """Whether a cell is there and whole, and what making it again would give."""

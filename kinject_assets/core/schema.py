@@ -64,6 +64,26 @@ class Exclusion:
     reason: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, order=True)
+class Listed:
+    """A page that a month's categories hold, in a corpus of current events.
+
+    Attributes:
+        month: `YYYY-MM`.
+        article_id: Empty where the page is no article of the corpus.
+        revision_id: Revision that was current when the month was last looked at.
+        text_sha256: Hash of that revision's plain text.
+        reason: Why the page is no article; empty for articles.
+    """
+
+    month: str
+    title: str
+    article_id: str
+    revision_id: str
+    text_sha256: str
+    reason: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chunk:
     """A passage: the unit of retrieval, of question writing and of paraphrasing.
@@ -134,11 +154,12 @@ class Rejection:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Paraphrase:
-    """A rewriting of a chunk.
+    """A text on a chunk that the language model wrote to train on, by one of the augmentations.
 
     Attributes:
+        augmentation: How: `paraphrase`, `question_answer`, `implications`.
         purpose: `train` or `validation`.
-        ordinal: From 0; a recipe with n paraphrases reads ordinals below n.
+        ordinal: From 0; a recipe with n texts a chunk reads ordinals below n of its augmentation.
         seed: Seed sent with the request that wrote it.
     """
 
@@ -146,6 +167,7 @@ class Paraphrase:
 
     paraphrase_id: str
     chunk_id: str
+    augmentation: str
     purpose: str
     ordinal: int
     seed: int
@@ -287,6 +309,8 @@ class Answer:
             (place + r) mod n at a place.
         truncated_tokens: Tokens of shots or retrieved text left out to fit the window.
         checkpoint_id: Empty for `base` and `rag`.
+        prompt_id: Hash of the prompts and their options: equal ones need not be asked again.
+        run_id: Run in which the model was asked; an earlier one where the answer was taken over.
     """
 
     meaning: ClassVar[tuple[str, ...]] = ("condition_id", "question_id", "choice", "checkpoint_id")
@@ -302,6 +326,7 @@ class Answer:
     checkpoint_id: str
     run_id: str
     places: list[int] = field(default_factory=list)
+    prompt_id: str = ""
 
 
 STRATA = ("new", "inferable", "known", "broken")
@@ -342,7 +367,8 @@ class Generation:
     """One request to the language model service, as the ledger has it.
 
     Attributes:
-        state: `received`, `failed`, or `in flight` (sent, no answer recorded: possibly paid, lost).
+        state: `received`, `failed`, `in flight` (sent, no answer recorded: possibly paid, lost), or
+            `in batch` (the service may still be at it).
         cost_usd: From the profile's price table; `None` when it has no price for the model.
     """
 

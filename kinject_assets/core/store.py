@@ -134,6 +134,16 @@ class Store:
         found = (Progress.read(p) for p in self.lake.glob(f".work/**/{PROGRESS}"))
         return sorted((p for p in found if p), key=lambda p: p.at, reverse=True)
 
+    @contextmanager
+    def lock(self, cell: Cell) -> Iterator[None]:
+        """Keeps other processes from making a cell; waits for one that does."""
+        from filelock import FileLock
+
+        path = self.lake.joinpath(".work", ".locks", *cell.parts, f"{cell.asset}.lock")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path):
+            yield
+
     def manifest(self, cell: Cell) -> Manifest | None:
         """The manifest of a published artefact, or `None`."""
         path = self.folder(cell) / MANIFEST
@@ -143,8 +153,8 @@ class Store:
         """Current version of an input as manifests spell it, or `None` if it is not there.
 
         Args:
-            key: `asset/partition`, or with `#pNN`: the first NN paraphrases of each chunk, whose
-                versions the manifest of the paraphrases keeps under `counts`.
+            key: `asset/partition`, or with `#PART`: the first texts of each chunk by one
+                augmentation, whose versions the manifest of the paraphrases keeps under `counts`.
         """
         name, _, part = key.partition("#")
         asset, *parts = name.split("/")
@@ -287,6 +297,7 @@ class Store:
         libraries: Mapping[str, str] | None = None,
         seeds: Mapping[str, int] | None = None,
         counts: Mapping[str, Any] | None = None,
+        checks: Iterable[Mapping[str, Any]] = (),
     ) -> Manifest:
         """Makes a draft the current version of its artefact and sweeps what it replaces."""
         files = {
@@ -317,6 +328,7 @@ class Store:
             started_at=started_at.isoformat(),
             finished_at=datetime.now(UTC).isoformat(),
             counts=dict(counts or {}),
+            checks=[dict(check) for check in checks],
         )
         write_atomically(self.folder(cell) / MANIFEST, manifest.to_json())
         self.sweep(cell)

@@ -9,7 +9,7 @@ from kinject_assets.core.manifest import content_hash
 from kinject_assets.core.plan import CODE_VERSIONS
 from kinject_assets.defs import checks
 from kinject_assets.defs.instance import logged_versions
-from kinject_assets.defs.io import making
+from kinject_assets.defs.io import making, one_maker
 from kinject_assets.defs.policy import OWNERS, RESULTS_GROUP
 from kinject_assets.defs.resources import Study
 from kinject_assets.defs.results import results
@@ -23,6 +23,7 @@ from kinject_assets.defs.results import results
     code_version=CODE_VERSIONS["lineage_audit"],
     check_specs=checks.specs("lineage_audit"),
 )
+@one_maker
 def lineage_audit(context: dg.AssetExecutionContext, study: Study) -> dg.MaterializeResult:
     """Verifies the lake: hashes of all files, versions of all inputs, Dagster's event log.
 

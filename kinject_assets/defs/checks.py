@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 
 from kinject_assets.config import Chunking
+from kinject_assets.core.exams.novelty import Novelty
+from kinject_assets.core.exams.writing import right_is_longest
 from kinject_assets.core.lineage.audit import Audit
 from kinject_assets.core.retrieval.index import ChunkIndex
 from kinject_assets.core.schema import (
@@ -17,7 +19,6 @@ from kinject_assets.core.schema import (
     Checkpoint,
     Chunk,
     Damage,
-    Paraphrase,
     Question,
     Triage,
 )
@@ -52,6 +53,7 @@ CHECKS: dict[str, dict[str, str]] = {
     "articles": {
         "no_markup_left": "Plain text holds no wiki markup.",
         "has_articles": "The corpus is not empty.",
+        "facts_are_new": "Facts that the profile calls new are younger than every model.",
     },
     "chunks": {
         "within_budget": "No chunk is longer than chunking.max_tokens.",
@@ -60,8 +62,9 @@ CHECKS: dict[str, dict[str, str]] = {
     "questions": {
         "gold_balanced": "The right option stands at each place about equally often.",
         "enough_shots": "There are as many few-shot examples as scoring.shots asks for.",
+        "length_says_nothing": "The right option is not the longest one more often than by chance.",
     },
-    "paraphrases": {"complete": "Every chunk has the paraphrases that were asked for."},
+    "paraphrases": {"complete": "Every chunk has the texts that were asked for."},
     "validation_paraphrases": {"complete": "Every drawn chunk has its paraphrases."},
     "embeddings": {"normalised": "Every vector has length 1."},
     "faiss_index": {"finds_itself": "Each chunk's own vector is its nearest neighbour."},
@@ -97,8 +100,8 @@ def specs(asset: str) -> list[dg.AssetCheckSpec]:
     ]
 
 
-def articles(rows: Sequence[Article]) -> list[dg.AssetCheckResult]:
-    """Checks of articles."""
+def articles(rows: Sequence[Article], facts: Novelty) -> list[dg.AssetCheckResult]:
+    """Checks of articles; facts that are older than a model are not let pass for new."""
     marks = ("[[", "{{", "<ref", "{|")
     marked = sorted({a.title for a in rows for b in a.bodies if any(m in b for m in marks)})
     return [
@@ -111,6 +114,20 @@ def articles(rows: Sequence[Article]) -> list[dg.AssetCheckResult]:
             warn=True,
         ),
         check("has_articles", bool(rows), f"{len(rows)} articles"),
+        check(
+            "facts_are_new",
+            facts.new or facts.since is None,
+            str(facts)
+            + (
+                ". Set new_facts_since (or the window) later than the cut-off, leave the model "
+                "out, or remove new_facts_since: the facts are then not called new"
+                if facts.older
+                else "; add models.NAME.knowledge_cutoff"
+                if facts.unknown
+                else ""
+            ),
+            warn=not facts.older,
+        ),
     ]
 
 
@@ -130,7 +147,7 @@ def chunks(rows: Sequence[Chunk], settings: Chunking) -> list[dg.AssetCheckResul
 
 
 def questions(rows: Sequence[Question], shots: Sequence[int]) -> list[dg.AssetCheckResult]:
-    """Checks of an exam."""
+    """Checks of an exam's questions, without retired ones."""
     test = [row for row in rows if row.split == "test"]
     counts = Counter(row.gold for row in test)
     most = max(counts.values(), default=0)
@@ -139,6 +156,10 @@ def questions(rows: Sequence[Question], shots: Sequence[int]) -> list[dg.AssetCh
     even = len(test) / options
     limit = even + 3 * (even * (1 - 1 / options)) ** 0.5
     ready = sum(row.split == "shots" for row in rows)
+    longest = right_is_longest(test)
+    share, chance = longest["share"], longest["chance"]
+    # Three standard deviations above what length would do by chance.
+    noise = 3 * (chance * (1 - chance) / max(1, len(test))) ** 0.5
     return [
         check(
             "gold_balanced",
@@ -154,18 +175,31 @@ def questions(rows: Sequence[Question], shots: Sequence[int]) -> list[dg.AssetCh
             + ("" if ready >= max(shots) else "; raise exams.shots_share"),
             warn=True,
         ),
+        check(
+            "length_says_nothing",
+            share <= chance + noise,
+            f"the right option is the longest in {share:.0%} of the questions, by chance "
+            f"{chance:.0%}"
+            + (
+                ""
+                if share <= chance + noise
+                else "; models can guess by length: review with `kinject exam review`, or ask "
+                "another llm.model"
+            ),
+            warn=True,
+        ),
     ]
 
 
-def paraphrases(asset: str, rows: Sequence[Paraphrase], wanted: int) -> list[dg.AssetCheckResult]:
-    """Checks of paraphrases."""
-    missing = wanted - len(rows)
+def paraphrases(there: Mapping[str, int], wanted: Mapping[str, int]) -> list[dg.AssetCheckResult]:
+    """Checks of the texts to train on: how many of those that each augmentation was to write."""
+    missing = any(there.get(name, 0) < count for name, count in wanted.items())
+    counts = ", ".join(f"{there.get(name, 0)} of {n} {name} texts" for name, n in wanted.items())
     return [
         check(
             "complete",
-            missing == 0,
-            f"{len(rows)} of {wanted} {asset}"
-            + ("; see the rejections, or raise augmentation.attempts" if missing else ""),
+            not missing,
+            counts + ("; see the rejections, or raise augmentation.attempts" if missing else ""),
             warn=True,
         )
     ]

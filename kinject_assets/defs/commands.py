@@ -11,6 +11,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 
 import dagster as dg
@@ -19,6 +20,9 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 
 from kinject_assets.config import Profile, home, local_or_hub
+from kinject_assets.core import journal
+from kinject_assets.core.carry import followers, out_of_date, rolling_corpora
+from kinject_assets.core.corpus.releases import read_releases
 from kinject_assets.core.errors import DiskFull, KinjectError, MissingArtefact, is_disk_full
 from kinject_assets.core.lineage.audit import audit, trace
 from kinject_assets.core.llm.ledger import Ledger
@@ -28,10 +32,14 @@ from kinject_assets.core.process import Owner, this_process
 from kinject_assets.core.store import Cell, Store
 from kinject_assets.defs.compute import LIBRARIES, compute_mode, load_libraries
 from kinject_assets.defs.drive import Outcome, drive
-from kinject_assets.defs.instance import logged_versions, open_instance, recover
+from kinject_assets.defs.instance import FAILURES, logged_versions, open_instance, recover
+from kinject_assets.defs.partitions import add_corpus_keys
 from kinject_assets.display import TerminalDisplay
 
 INTERRUPTED = 130
+
+SHOWN_FAILURES = 5
+"""Last failures of the UI's runs that `kinject status` shows."""
 
 LAB_PORT = 8471
 """Port that the lab's wiki states as its own."""
@@ -62,45 +70,184 @@ def run_profile(
     profile: Profile, selection: str | None, corpora: Sequence[str], models: Sequence[str]
 ) -> int:
     """Makes what a profile asks for; the exit code of `kinject run`."""
-    # Ended by a service manager, it stops as on Ctrl-C.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    console = Console(stderr=True)
-    born = psutil.Process().create_time()
-    root = home(profile)
-    plan = Plan(profile, Store(root))
+    with _Session(profile) as session:
+        plan = session.plan()
+        _known(plan.profile, "corpus", corpora, plan.profile.corpora)
+        _known(plan.profile, "model", models, plan.profile.models)
+        session.recover()
+        cells = _chosen(plan, session.defs, selection, corpora, models)
+        cells = _without_homeless_damage(plan, cells, session.console)
+        session.make(plan, cells)
+    return session.exit_code
+
+
+def refresh_profile(profile: Profile, corpora: Sequence[str]) -> int:
+    """Looks at sources again and makes what follows; the exit code of `kinject refresh`."""
+    rolling = rolling_corpora(profile.corpora)
     _known(profile, "corpus", corpora, profile.corpora)
-    _known(profile, "model", models, profile.models)
-    with _alone(root):
+    if not corpora and not rolling:
+        raise KinjectError(
+            f"{profile.path}: no corpus is a window of current events (source kind `events` with "
+            "until `now`), so none is looked at by itself. Name those to read again, e.g. kinject "
+            f"refresh --corpus {next(iter(profile.corpora))}"
+        )
+    chosen = list(corpora) or rolling
+    with _Session(profile) as session:
+        session.recover()
+        plan = session.plan()
+        known = {r.key for r in read_releases(plan.store.lake)}
+        look = [Cell("articles", (corpus,)) for corpus in chosen]
+        session.make(plan, look, again=look)
+        if not (session.outcome.failed or session.stopped):
+            # A month that has closed is a corpus more.
+            plan = session.plan()
+            new = [r for r in read_releases(plan.store.lake) if r.key not in known]
+            for release in new:
+                _say(session.console, f"frozen: {release.key}, {release.pages} articles")
+            session.make(plan, followers(plan, chosen))
+            _say_changes(session, chosen + [r.key for r in new])
+    return session.exit_code
+
+
+def catch_up(profile: Profile) -> int:
+    """Makes what changes have put out of date; the exit code of `kinject refresh --no-look`."""
+    with _Session(profile) as session:
+        session.recover()
+        plan = session.plan()
+        session.make(plan, list(out_of_date(plan)))
+    return session.exit_code
+
+
+class _Session:
+    """One command that makes cells: alone in its profile, with an instance, and a summary."""
+
+    def __init__(self, profile: Profile) -> None:
+        self.profile = profile
+        self.root = home(profile)
+        self.store = Store(self.root)
+        self.console = Console(stderr=True)
+        self.began = datetime.now(UTC)
+        self.outcome = Outcome()
+        self.stopped = False
+        self._born = psutil.Process().create_time()
+        self._imports = 0.0
+        self._starting: float | None = None
+        self._open = contextlib.ExitStack()
+
+    def __enter__(self) -> "_Session":
+        # Ended by a service manager, it stops as on Ctrl-C.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        self._open.enter_context(_alone(self.root))
         from kinject_assets.definitions import defs
 
-        instance = open_instance(profile)
-        cells = _chosen(plan, defs, selection, corpora, models)
-        cells = _without_homeless_damage(plan, cells, console)
-        _recover(instance, plan.store, root, console)
-        _check_models(profile, cells)
-        imports = 0.0
-        open_cells = [cell for cell in cells if plan.state(cell) != "complete"]
+        self.defs = defs
+        self.instance = open_instance(self.profile)
+        self._open.callback(self.instance.dispose)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._open.close()
+        if kind is None and not self.stopped:
+            self._summary()
+
+    @property
+    def exit_code(self) -> int:
+        """0 when all that was asked for is there."""
+        if self.stopped:
+            return INTERRUPTED
+        return 1 if self.outcome.failed or self.outcome.waiting else 0
+
+    def plan(self) -> Plan:
+        """The cells of the profile and of the releases that there are now."""
+        return Plan(self.profile, self.store)
+
+    def recover(self) -> None:
+        """Puts right what a crash left behind, and says what that was."""
+        _recover(self.instance, self.store, self.root, self.console)
+
+    def make(self, plan: Plan, cells: list[Cell], again: Sequence[Cell] = ()) -> None:
+        """Makes cells where they are not complete, and those of `again` anyway."""
+        if self.stopped:
+            return
+        _check_models(plan.profile, cells)
+        add_corpus_keys(self.instance)
+        open_cells = _open(plan, cells, again)
         heavy = {cell.asset for cell in open_cells} & LIBRARIES.keys()
         if compute_mode() == "inline" and heavy:
             began = time.monotonic()
-            _say(console, "loading heavy libraries (once for this command)")
+            _say(self.console, "loading heavy libraries (once for this command)")
             load_libraries(heavy)
-            imports = time.monotonic() - began
-        starting = time.time() - born - imports
+            self._imports += time.monotonic() - began
+        if self._starting is None:
+            self._starting = time.time() - self._born - self._imports
         try:
-            with TerminalDisplay(len(cells), console, len(cells) - len(open_cells)) as display:
-                outcome = drive(plan, defs, instance, cells, display)
+            done = len(cells) - len(open_cells)
+            with TerminalDisplay(len(cells), self.console, done) as display:
+                made = drive(plan, self.defs, self.instance, cells, display, again)
         except (KeyboardInterrupt, dg.DagsterExecutionInterruptedError):
-            _say(console, "stopped; start the same command again to go on")
-            return INTERRUPTED
+            _say(self.console, "stopped; start the same command again to go on")
+            self.stopped = True
+            return
         except Exception as error:
             if not is_disk_full(error):
                 raise
-            raise DiskFull.at("kinject run", root) from error
-        finally:
-            instance.dispose()
-    _summary(console, outcome, starting, imports, time.time() - born, root)
-    return 1 if outcome.failed or outcome.waiting else 0
+            raise DiskFull.at("kinject", self.root) from error
+        self.outcome.made |= made.made
+        self.outcome.failed |= made.failed
+        self.outcome.waiting += made.waiting
+        self.outcome.kept += made.kept
+
+    def _summary(self) -> None:
+        starting = self._starting or 0.0
+        total = time.time() - self._born
+        _summary(self.console, self.outcome, starting, self._imports, total, self.root)
+
+
+def _open(plan: Plan, cells: Sequence[Cell], again: Sequence[Cell]) -> list[Cell]:
+    """Cells that are not complete, or whose inputs are going to be made."""
+    found: list[Cell] = []
+    for cell in cells:
+        above = {upstream for upstream, _ in plan.inputs(cell)}
+        if cell in again or plan.state(cell) != "complete" or not above.isdisjoint(found):
+            found.append(cell)
+    return found
+
+
+def _say_changes(session: _Session, corpora: Sequence[str]) -> None:
+    """What a refresh found and what it cost, corpus by corpus."""
+    store = session.store
+    for corpus in corpora:
+        made = {cell.asset: cell for cell in session.outcome.made if cell.parts[:1] == (corpus,)}
+        counts = {
+            asset: manifest.counts
+            for asset, cell in made.items()
+            if (manifest := store.manifest(cell)) is not None
+        }
+        parts: list[str] = []
+        if articles := counts.get("articles"):
+            visited = articles.get("months_visited")
+            parts.append(
+                f"{articles['articles']} articles, {articles['bodies_fetched']} texts fetched in "
+                f"{articles['requests']} requests" + (f" ({visited} visited)" if visited else "")
+            )
+        if chunks := counts.get("chunks"):
+            parts.append(f"{chunks['new']} chunks new, {chunks['gone']} gone")
+        if embeddings := counts.get("embeddings"):
+            parts.append(f"{embeddings['chunks'] - embeddings['reused']} embedded")
+        if questions := counts.get("questions"):
+            parts.append(
+                f"{questions.get('chunks_asked', 0)} chunks asked about, "
+                f"{questions.get('questions_retired', 0)} questions retired"
+            )
+        if "chunks" not in counts:
+            parts.append("no text has changed")
+        _say(session.console, f"{corpus}: {'; '.join(parts)}")
+    bill = Ledger(store.lake / "llm_ledger").bill(session.began, session.profile.llm.prices)
+    _say(
+        session.console,
+        f"language model: {bill['requests']:.0f} requests, {bill['input_tokens']:.0f} + "
+        f"{bill['output_tokens']:.0f} tokens, {bill['cost_usd']:.4f} USD",
+    )
 
 
 def _recover(instance: dg.DagsterInstance, store: Store, root: Path, console: Console) -> None:
@@ -115,13 +262,17 @@ def _recover(instance: dg.DagsterInstance, store: Store, root: Path, console: Co
     if found.events:
         _say(console, f"{len(found.events)} artefacts were published in a crash: reported")
     # A ledger may be long: it is read only after a crash.
-    died = found.runs or found.drafts
-    if died and (lost := Ledger(store.lake / "llm_ledger").lost()):
+    if not (found.runs or found.drafts):
+        return
+    ledger = Ledger(store.lake / "llm_ledger")
+    if lost := ledger.lost():
         _say(
             console,
             f"{lost} requests to the language model were in flight in crashes so far: possibly "
             "paid, lost (`generations`, state 'in flight')",
         )
+    if batches := ledger.open_batches():
+        _say(console, f"{len(batches)} batches are open at the language model service: collected")
 
 
 def show_status(profile: Profile) -> str:
@@ -140,6 +291,11 @@ def show_status(profile: Profile) -> str:
         ago = max(0, round(time.time() - step.at))
         what = "being made" if step.owner.alive else "stopped, goes on with the next run"
         lines.append(f"{step.cell}: {what}; {ago} s ago: {step.amount} {step.message}")
+    failures = store.root / FAILURES
+    if failures.exists():
+        mend = f"Delete {failures}: it only lists runs that failed."
+        for row in list(journal.read(failures, mend))[-SHOWN_FAILURES:]:
+            lines.append(f"failed at {row['time']}: {row['what']}: {row['why'].splitlines()[0]}")
     return "\n".join(lines)
 
 
@@ -296,11 +452,14 @@ def serve_ui(profile: Profile, port: int) -> int:
         )
     with contextlib.ExitStack() as stack:
         if profile.lab and "KINJECT_LAB_URL" not in os.environ:
+            from kinject_assets.lab.clock import lab_now
             from kinject_assets.lab.server import running
 
             # Articles of the lab name this port in their addresses: there, their links open.
             at = LAB_PORT if _free(LAB_PORT) else 0
-            os.environ["KINJECT_LAB_URL"] = stack.enter_context(running(profile.lab, port=at))
+            os.environ["KINJECT_LAB_URL"] = stack.enter_context(
+                running(profile.lab, port=at, clock=lambda: lab_now(profile))
+            )
         instance = open_instance(profile)
         _recover(instance, Store(root), root, console)
         instance.dispose()

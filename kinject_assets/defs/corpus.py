@@ -2,18 +2,24 @@
 
 import dagster as dg
 
+from kinject_assets.config import WikiEvents
 from kinject_assets.core.corpus.chunking import chunk_articles, token_counter
 from kinject_assets.core.corpus.kept import KeptTexts
-from kinject_assets.core.corpus.sources import fetch_articles
+from kinject_assets.core.corpus.releases import Release, freeze_closed, is_rolling
+from kinject_assets.core.corpus.sources import NOTHING_BEFORE, Before, fetch_articles, month_of
+from kinject_assets.core.exams.novelty import novelty
 from kinject_assets.core.plan import CODE_VERSIONS, now
 from kinject_assets.core.report.plots import histogram
-from kinject_assets.core.schema import Article, Chunk, Exclusion, logical_version
+from kinject_assets.core.schema import Article, Chunk, Exclusion, Listed, logical_version
 from kinject_assets.defs import checks
-from kinject_assets.defs.io import image, making, preview
+from kinject_assets.defs.io import Step, image, making, one_maker, preview
 from kinject_assets.defs.launch import FetchSettings
-from kinject_assets.defs.partitions import CORPUS
+from kinject_assets.defs.partitions import CORPUS, PROFILE, add_corpus_keys
 from kinject_assets.defs.policy import CORPUS_GROUP, OWNERS
 from kinject_assets.defs.resources import Study
+
+READ_IN = "read_in"
+"""Count of an articles manifest: the month, by the profile's clock, in which it was read."""
 
 
 @dg.asset(
@@ -25,6 +31,7 @@ from kinject_assets.defs.resources import Study
     check_specs=checks.specs("articles"),
     pool="wiki",
 )
+@one_maker
 def articles(
     context: dg.AssetExecutionContext, config: FetchSettings, study: Study
 ) -> dg.MaterializeResult:
@@ -32,28 +39,46 @@ def articles(
 
     Read from a wiki (categories, titles, months of current events) or a folder of files. Pages that
     were listed and left out are kept with the reason. Materialise again to look for new revisions:
-    only pages that changed are fetched.
+    only pages that changed are fetched. A rolling window of current events looks at its last months
+    alone, and freezes a month that has closed as a release: a corpus of its own.
     """
     with making(context, study) as step:
         profile = study.profile
+        corpus = step.cell.parts[0]
+        source = profile.corpora[corpus].source
+        clock = now(profile)
         if config.fetch_all:
             KeptTexts.forget(step.work)
+        before = NOTHING_BEFORE if config.fetch_all else _before(step)
         fetched = fetch_articles(
-            profile.corpora[step.cell.parts[0]],
+            profile.corpora[corpus],
             wikis=study.wikis(),
             cleaning=profile.cleaning,
             contact=profile.contact,
-            now=now(profile),
+            now=clock,
             base_folder=profile.folder,
-            previous=[]
-            if config.fetch_all
-            else step.previous_rows("articles", Article, decided_by="cleaning"),
+            before=before,
             work=step.work,
             report=step.report,
         )
         rows = fetched.articles
         step.write("articles", rows, Article)
         step.write("exclusions", fetched.exclusions, Exclusion)
+        step.write("listed", fetched.listed, Listed)
+        step.write("left", fetched.left, Article)
+        releases: list[Release] = []
+        if isinstance(source, WikiEvents) and is_rolling(profile.corpora[corpus]):
+            # Before the new version is published: a crash in between freezes nothing twice.
+            releases = freeze_closed(
+                study.store.lake,
+                corpus,
+                source,
+                fetched.listed,
+                open_before=before.month,
+                now=clock,
+                taken=PROFILE.corpora,
+            )
+            add_corpus_keys(context.instance)
         return step.finish(
             logical_version(rows),
             rows=rows,
@@ -64,6 +89,9 @@ def articles(
                 "excluded": len(fetched.exclusions),
                 "requests": fetched.requests,
                 "bodies_fetched": fetched.bodies,
+                READ_IN: month_of(clock),
+                **({"months_visited": ", ".join(fetched.visited)} if fetched.listed else {}),
+                **({"frozen": ", ".join(r.key for r in releases)} if releases else {}),
             },
             metadata={
                 "lengths": image(
@@ -77,9 +105,33 @@ def articles(
                 ),
                 **({"excluded_pages": preview(fetched.exclusions)} if fetched.exclusions else {}),
             },
-            checks=checks.articles(rows),
+            checks=checks.articles(
+                rows, novelty(profile, corpus, study.plan.models(corpus), clock)
+            ),
             libraries=("mwparserfromhell", "httpx"),
         )
+
+
+def _before(step: Step) -> Before:
+    """What is known of a corpus from its last version, and from corpora that share its pages."""
+    known = step.previous_manifest()
+    own = [
+        row
+        for name in ("articles", "left")
+        for row in step.previous_rows(name, Article, "cleaning")
+    ]
+    listed = step.previous_rows("listed", Listed, "source", "api_url", "lab")
+    shared = [
+        row
+        for cell in ([] if own else step.family())
+        for name in ("articles", "left")
+        for row in step.previous_rows(name, Article, "cleaning", of=cell)
+    ]
+    return Before(
+        articles=own or shared,
+        listed=listed,
+        month=str(known.counts.get(READ_IN, "")) if known and listed else "",
+    )
 
 
 @dg.asset(
@@ -91,6 +143,7 @@ def articles(
     code_version=CODE_VERSIONS["chunks"],
     check_specs=checks.specs("chunks"),
 )
+@one_maker
 def chunks(context: dg.AssetExecutionContext, study: Study) -> dg.MaterializeResult:
     """Passages of the articles: the unit of retrieval, of question writing and of paraphrasing.
 
@@ -105,6 +158,12 @@ def chunks(context: dg.AssetExecutionContext, study: Study) -> dg.MaterializeRes
             token_counter(study.located(settings.tokenizer)),
         )
         step.write("chunks", rows, Chunk)
+        decided_by = type(settings).model_fields
+        before = step.previous_rows("chunks", Chunk, *decided_by)
+        there, known = {row.chunk_id for row in rows}, {row.chunk_id for row in before}
+        # Retired questions still say what they were written from.
+        retired = [*before, *step.previous_rows("retired", Chunk, *decided_by)]
+        step.write("retired", [row for row in retired if row.chunk_id not in there], Chunk)
         return step.finish(
             logical_version(rows),
             rows=rows,
@@ -112,6 +171,8 @@ def chunks(context: dg.AssetExecutionContext, study: Study) -> dg.MaterializeRes
             counts={
                 "chunks": len(rows),
                 "small": sum(row.small for row in rows),
+                "new": len(there - known),
+                "gone": len(known - there),
                 "tokens": sum(row.n_tokens for row in rows),
             },
             metadata={

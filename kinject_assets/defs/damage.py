@@ -11,7 +11,7 @@ from kinject_assets.core.statistics.intervals import wilson
 from kinject_assets.core.store import Cell, read_rows
 from kinject_assets.defs import checks
 from kinject_assets.defs.compute import run_worker
-from kinject_assets.defs.io import Step, image, making
+from kinject_assets.defs.io import Step, image, making, one_maker
 from kinject_assets.defs.launch import ScoringSettings
 from kinject_assets.defs.partitions import CORPUS_RECIPE
 from kinject_assets.defs.policy import ANSWERS_GROUP, OWNERS
@@ -38,6 +38,7 @@ PROBES = {"facts": ("base", "ft"), "reading": ("rag", "ft_rag")}
     check_specs=checks.specs("damage"),
     pool="gpu",
 )
+@one_maker
 def damage(
     context: dg.AssetExecutionContext, config: ScoringSettings, study: Study
 ) -> dg.MaterializeResult:

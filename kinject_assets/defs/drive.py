@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Protocol
@@ -60,10 +60,19 @@ def drive(
     instance: DagsterInstance,
     cells: Sequence[Cell],
     display: Display,
+    again: Collection[Cell] = (),
 ) -> Outcome:
     """Makes the given cells where they are missing or stale, inputs first, one run per partition.
 
     A failure does not stop cells that do not need what failed.
+
+    Args:
+        plan: What each cell is made from.
+        definitions: The code location.
+        instance: Where the runs are recorded.
+        cells: What to make, inputs first.
+        display: Told what goes on.
+        again: Those of the cells that are made even if they are complete.
 
     Raises:
         KeyboardInterrupt: After Ctrl-C, when the run that it met has been marked as failed.
@@ -73,7 +82,9 @@ def drive(
     with Interrupts() as interrupts, _listening(_Watcher(display, outcome, interrupts)):
         for parts, group in _partitions(cells):
             states = {cell: plan.state(cell) for cell in group}
-            outcome.kept += sum(state == "complete" for state in states.values())
+            outcome.kept += sum(
+                state == "complete" and cell not in again for cell, state in states.items()
+            )
             for cell in (cell for cell, state in states.items() if state == "broken"):
                 outcome.failed[cell] = plan.problem(cell)
                 display.fail(str(cell), outcome.failed[cell])
@@ -81,7 +92,8 @@ def drive(
             while pending := [
                 cell
                 for cell in group
-                if plan.state(cell) != "complete" and cell not in outcome.failed
+                if cell not in outcome.failed
+                and (plan.state(cell) != "complete" or cell in set(again) - outcome.made.keys())
             ]:
                 ready = [cell for cell in pending if not _blocked(plan, cell, pending, outcome)]
                 if not ready:

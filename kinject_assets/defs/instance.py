@@ -23,6 +23,7 @@ nux: {enabled: false}
 concurrency:
   pools: {default_limit: 1, granularity: op}
   runs: {max_concurrent_runs: 2}
+freshness: {enabled: true}
 run_monitoring:
   enabled: true
   poll_interval_seconds: 10
@@ -30,6 +31,9 @@ run_monitoring:
   free_slots_after_run_end_seconds: 5
 """
 )
+
+FAILURES = "failures.jsonl"
+"""File of the profile's folder that failed runs of the UI are written to."""
 
 # The prefix keeps them out of the UI.
 PID_TAG = ".dagster/kinject_pid"

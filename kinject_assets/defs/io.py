@@ -1,6 +1,7 @@
 """The frame of every asset: refuse what was not asked for, read inputs, publish with a manifest."""
 
 import contextlib
+import functools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from typing import Any, Protocol, TypeVar
 
 import dagster as dg
 
+from kinject_assets.core.corpus.releases import family
 from kinject_assets.core.errors import (
     BrokenArtefact,
     DiskFull,
@@ -128,33 +130,61 @@ class Step:
         """Rows of another asset of this corpus."""
         return self.study.store.rows(self.upstream(asset), name or asset, row_type)
 
-    def previous_manifest(self) -> Manifest | None:
+    def previous_folders(self) -> list[str]:
+        """Folders of earlier versions of this asset under the same settings, this cell's first.
+
+        Those of corpora that share pages with this one are among them.
+        """
+        store = self.study.store
+        found: list[str] = []
+        for cell in (self.cell, *self.family()):
+            manifest = self.previous_manifest(cell)
+            if (
+                manifest is not None
+                and manifest.code_version == CODE_VERSIONS[cell.asset]
+                and self.study.plan.same_config(cell, manifest)
+                and not store.problem(cell, manifest, hashes=True)
+            ):
+                found.append(str(store.path(cell, ".")))
+        return found
+
+    def family(self) -> list[Cell]:
+        """Cells of this asset whose corpus shares pages with this one's (releases of a window)."""
+        lake = self.study.store.lake
+        corpora = family(self.study.profile, lake, self.cell.parts[0])
+        return [Cell(self.cell.asset, (corpus, *self.cell.parts[1:])) for corpus in corpora]
+
+    def previous_manifest(self, cell: Cell | None = None) -> Manifest | None:
         """Manifest of the version that this one will replace; `None` if it cannot be read."""
         try:
-            return self.study.store.manifest(self.cell)
+            return self.study.store.manifest(cell or self.cell)
         except BrokenArtefact:
             return None
 
-    def previous_rows(self, name: str, row_type: type[Row], decided_by: str) -> list[Row]:
+    def previous_rows(
+        self, name: str, row_type: type[Row], *decided_by: str, of: Cell | None = None
+    ) -> list[Row]:
         """Rows of the version that this one will replace, where they may be used again.
 
         Args:
             name: The file.
             row_type: Its rows.
-            decided_by: Part of the configuration that decides what a row says. When it, or the
-                asset's code, has changed since, there are none.
+            *decided_by: Parts of the configuration that decide what a row says. When one of them,
+                or the asset's code, has changed since, there are none.
+            of: Another cell of this asset whose rows are as good.
         """
-        manifest = self.previous_manifest()
+        cell = of or self.cell
+        manifest = self.previous_manifest(cell)
         if (
             manifest is None
             or manifest.code_version != CODE_VERSIONS[self.cell.asset]
-            or manifest.config.get(decided_by) != self.config.get(decided_by)
+            or any(manifest.config.get(part) != self.config.get(part) for part in decided_by)
         ):
             return []
         try:
-            return self.study.store.rows(self.cell, name, row_type)
-        except BrokenArtefact as error:
-            self.context.log.warning("nothing of the last version is used again: %s", error)
+            return self.study.store.rows(cell, name, row_type)
+        except KinjectError as error:
+            self.context.log.warning("nothing of %s is used again: %s", cell, error)
             return []
 
     def bill(self) -> dict[str, float]:
@@ -196,6 +226,15 @@ class Step:
             libraries=library_versions(*libraries),
             seeds=seeds,
             counts=counts,
+            checks=[
+                {
+                    "name": result.check_name,
+                    "passed": result.passed,
+                    "warn": result.severity == dg.AssetCheckSeverity.WARN,
+                    "message": result.description,
+                }
+                for result in checks
+            ],
         )
         shown: dict[str, Any] = {
             # Four digits are what people read; the files hold the rest.
@@ -215,6 +254,46 @@ class Step:
         return dg.MaterializeResult(
             data_version=dg.DataVersion(logical_version), metadata=shown, check_results=checks
         )
+
+
+UNLESS_COMPLETE = ".dagster/kinject_unless_complete"
+"""Tag of runs that look for what has changed: cells that are complete are left as they are."""
+
+
+def one_maker(compute: Callable[..., dg.MaterializeResult]) -> Callable[..., dg.MaterializeResult]:
+    """Lets one process at a time make a cell, and leaves a complete one alone where a run says so.
+
+    Two runs that are asked for the same at once would pay for it twice; the later one waits. Put it
+    below `@dg.asset`.
+    """
+
+    @functools.wraps(compute)
+    def body(context: dg.AssetExecutionContext, **given: Any) -> dg.MaterializeResult:
+        study: Study = given["study"]
+        key = context.partition_key if context.has_partition_key else None
+        cell = Cell(context.asset_key.to_user_string(), cell_parts(key))
+        with study.store.lock(cell):
+            looking = UNLESS_COMPLETE in context.run.tags and cell.asset != "articles"
+            if looking and study.plan.state(cell) == "complete":
+                manifest = study.store.manifest(cell)
+                specified = {spec.name for spec in context.assets_def.check_specs}
+                if manifest and specified == {c["name"] for c in manifest.checks}:
+                    context.log.info("%s: nothing that it is made from has changed", cell)
+                    return _unchanged(manifest)
+            return compute(context, **given)
+
+    return body
+
+
+def _unchanged(manifest: Manifest) -> dg.MaterializeResult:
+    """What an artefact is, and what its checks found when it was made."""
+    return dg.MaterializeResult(
+        data_version=dg.DataVersion(manifest.logical_version),
+        metadata={"unchanged_since": manifest.finished_at},
+        check_results=[
+            check(c["name"], c["passed"], c["message"], warn=c["warn"]) for c in manifest.checks
+        ],
+    )
 
 
 @contextmanager

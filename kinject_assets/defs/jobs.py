@@ -44,18 +44,25 @@ class StudyConfig(dg.Config):
     )
 
 
-def _follow(context: dg.OpExecutionContext, config: StudyConfig, assets: Sequence[str]) -> None:
-    """Runs `kinject run` as a child: each partition becomes a run of its own, listed beside this.
+def _run(context: dg.OpExecutionContext, config: StudyConfig, assets: Sequence[str]) -> None:
+    words = ["run", *(["--select", ",".join(assets)] if assets else [])]
+    for option, names in (("--corpus", config.corpora), ("--model", config.models)):
+        for name in names:
+            words += [option, name]
+    follow(context, words)
+
+
+def follow(context: dg.OpExecutionContext, words: Sequence[str]) -> None:
+    """Runs a kinject command as a child: each partition becomes a run of its own, beside this one.
+
+    Args:
+        context: Of the op; its log gets the command's lines.
+        words: The command and its options, without the profile.
 
     Raises:
         dagster.Failure: With the command's last lines, if it did not complete.
     """
-    command = [sys.executable, "-m", "kinject_assets.cli", "run", "--profile", str(PROFILE.path)]
-    if assets:
-        command += ["--select", ",".join(assets)]
-    for option, names in (("--corpus", config.corpora), ("--model", config.models)):
-        for name in names:
-            command += [option, name]
+    command = [sys.executable, "-m", "kinject_assets.cli", *words, "--profile", str(PROFILE.path)]
     lines: list[str] = []
     with subprocess.Popen(
         command,
@@ -90,13 +97,13 @@ def _follow(context: dg.OpExecutionContext, config: StudyConfig, assets: Sequenc
 @dg.op
 def make_study(context: dg.OpExecutionContext, config: StudyConfig) -> None:
     """Makes all that the profile asks for and is not there yet, inputs first."""
-    _follow(context, config, ())
+    _run(context, config, ())
 
 
 @dg.op
 def answer_exams(context: dg.OpExecutionContext, config: StudyConfig) -> None:
     """Answers what has no answer yet, and renews tables, report and audit."""
-    _follow(context, config, ("questions", "retrieved", *ANSWERS, *TABLES))
+    _run(context, config, ("questions", "retrieved", *ANSWERS, *TABLES))
 
 
 @dg.job(

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import dagster as dg
 
-from kinject_assets.config import load_profile
+from kinject_assets.config import home, load_profile
+from kinject_assets.core.corpus.releases import with_releases
 
 PROFILE = load_profile()
 """The profile of this process: `$KINJECT_PROFILE`, default `lab`."""
@@ -21,10 +22,16 @@ CORPUS_MODEL = dg.MultiPartitionsDefinition({"corpus": CORPUS, "model": MODEL})
 CORPUS_RECIPE = dg.MultiPartitionsDefinition({"corpus": CORPUS, "recipe": RECIPE})
 
 
+def corpus_keys(lake: Path) -> list[str]:
+    """Keys of all corpora: the profile's and the releases of its lake."""
+    return list(with_releases(PROFILE, lake).corpora)
+
+
 def add_corpus_keys(instance: dg.DagsterInstance) -> list[str]:
-    """Gives the instance the profile's corpora as partition keys; returns those that were new."""
+    """Gives the instance all corpora as partition keys; returns those that were new."""
     name = "corpus"
-    new = [key for key in PROFILE.corpora if not instance.has_dynamic_partition(name, key)]
+    known = set(instance.get_dynamic_partitions(name))
+    new = [key for key in corpus_keys(home(PROFILE) / "lake") if key not in known]
     if new:
         instance.add_dynamic_partitions(name, new)
     return new

@@ -24,14 +24,15 @@ _SERVERS = ExitStack()
 def lab_url() -> str:
     """Address of the lab's server: `$KINJECT_LAB_URL`, or one that this process starts and keeps.
 
-    The lab's world is a function of its seed, so that any two servers answer alike.
+    The lab's world is a function of its seed and its clock, so that any two servers answer alike.
     """
     if given := os.environ.get("KINJECT_LAB_URL"):
         return given
     assert PROFILE.lab is not None, "the profile model refuses `lab` addresses without a lab"
+    from kinject_assets.lab.clock import lab_now
     from kinject_assets.lab.server import running
 
-    return _SERVERS.enter_context(running(PROFILE.lab))
+    return _SERVERS.enter_context(running(PROFILE.lab, clock=lambda: lab_now(PROFILE)))
 
 
 class Study(dg.ConfigurableResource):
@@ -39,8 +40,8 @@ class Study(dg.ConfigurableResource):
 
     @property
     def profile(self) -> Profile:
-        """The experiment."""
-        return PROFILE
+        """The experiment, with the releases of its lake."""
+        return self.plan.profile
 
     @property
     def store(self) -> Store:

@@ -15,7 +15,7 @@ from kinject_assets.core.statistics.claims import judge
 from kinject_assets.core.statistics.published import facts, published
 from kinject_assets.defs import checks
 from kinject_assets.defs.damage import damage
-from kinject_assets.defs.io import image, making
+from kinject_assets.defs.io import image, making, one_maker
 from kinject_assets.defs.partitions import REFERENCES
 from kinject_assets.defs.policy import OWNERS, RESULTS_GROUP
 from kinject_assets.defs.resources import Study
@@ -38,6 +38,7 @@ COLLAPSED = """
     check_specs=checks.specs("results"),
     pool="duckdb",
 )
+@one_maker
 def results(context: dg.AssetExecutionContext, study: Study) -> dg.MaterializeResult:
     """Everything that is in the lake as one DuckDB file, with scores, intervals and comparisons.
 
@@ -84,6 +85,7 @@ def results(context: dg.AssetExecutionContext, study: Study) -> dg.MaterializeRe
     code_version=CODE_VERSIONS["claims"],
     check_specs=checks.specs("claims"),
 )
+@one_maker
 def claims(context: dg.AssetExecutionContext, study: Study) -> dg.MaterializeResult:
     """Each claim of the study with its verdict on these results, and the evidence."""
     with making(context, study) as step:
@@ -111,6 +113,7 @@ def claims(context: dg.AssetExecutionContext, study: Study) -> dg.MaterializeRes
     code_version=CODE_VERSIONS["report"],
     check_specs=checks.specs("report"),
 )
+@one_maker
 def report(context: dg.AssetExecutionContext, study: Study) -> dg.MaterializeResult:
     """One HTML file that opens offline: verdict, both tables, comparisons, plots, provenance."""
     with making(context, study) as step:

@@ -18,7 +18,7 @@ from kinject_assets.defs import checks
 from kinject_assets.defs.compute import run_worker
 from kinject_assets.defs.corpus import chunks
 from kinject_assets.defs.exams import questions
-from kinject_assets.defs.io import image, making
+from kinject_assets.defs.io import image, making, one_maker
 from kinject_assets.defs.launch import EmbeddingSettings
 from kinject_assets.defs.partitions import CORPUS
 from kinject_assets.defs.policy import OWNERS, RETRIEVAL_GROUP
@@ -38,6 +38,7 @@ RETRIEVER = "dense"
     check_specs=checks.specs("embeddings"),
     pool="gpu",
 )
+@one_maker
 def embeddings(
     context: dg.AssetExecutionContext, config: EmbeddingSettings, study: Study
 ) -> dg.MaterializeResult:
@@ -47,8 +48,6 @@ def embeddings(
     """
     with making(context, study) as step:
         encoder = config.over(study.profile.retrieval.encoder)
-        known = step.previous_manifest()
-        reusable = known and not study.store.problem(step.cell, known, hashes=True)
         made = run_worker(
             step,
             "embed",
@@ -57,7 +56,7 @@ def embeddings(
                 "chunks": str(study.store.path(step.upstream("chunks"), "chunks.parquet")),
                 "encoder": {**encoder.model_dump(), "model": study.located(encoder.model)},
                 "out": str(step.draft),
-                "previous": str(study.store.path(step.cell, ".")) if reusable else "",
+                "previous": step.previous_folders(),
                 "work": str(step.work),
                 "device": study.profile.scoring.device,
             },
@@ -91,6 +90,7 @@ def embeddings(
     code_version=CODE_VERSIONS["faiss_index"],
     check_specs=checks.specs("faiss_index"),
 )
+@one_maker
 def faiss_index(context: dg.AssetExecutionContext, study: Study) -> dg.MaterializeResult:
     """A FAISS index of the chunks' vectors: flat, inner product, exact."""
     with making(context, study) as step:
@@ -118,6 +118,7 @@ def faiss_index(context: dg.AssetExecutionContext, study: Study) -> dg.Materiali
     code_version=CODE_VERSIONS["retrieved"],
     check_specs=checks.specs("retrieved"),
 )
+@one_maker
 def retrieved(context: dg.AssetExecutionContext, study: Study) -> dg.MaterializeResult:
     """The nearest chunks of every question, flagged where it is the one it was written from.
 

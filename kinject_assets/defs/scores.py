@@ -16,7 +16,7 @@ from kinject_assets.core.store import Cell, read_rows
 from kinject_assets.defs import checks
 from kinject_assets.defs.compute import run_worker
 from kinject_assets.defs.exams import questions
-from kinject_assets.defs.io import Step, image, making
+from kinject_assets.defs.io import Step, image, making, one_maker
 from kinject_assets.defs.launch import ScoringSettings
 from kinject_assets.defs.partitions import CORPUS_MODEL, CORPUS_RECIPE
 from kinject_assets.defs.policy import ANSWERS_GROUP, OWNERS
@@ -38,6 +38,7 @@ METHOD_OF = {asset: method for method, asset in METHODS.items()}
     check_specs=checks.specs("answers_base"),
     pool="gpu",
 )
+@one_maker
 def answers_base(
     context: dg.AssetExecutionContext, config: ScoringSettings, study: Study
 ) -> dg.MaterializeResult:
@@ -60,6 +61,7 @@ def answers_base(
     check_specs=checks.specs("answers_rag"),
     pool="gpu",
 )
+@one_maker
 def answers_rag(
     context: dg.AssetExecutionContext, config: ScoringSettings, study: Study
 ) -> dg.MaterializeResult:
@@ -81,6 +83,7 @@ def answers_rag(
     check_specs=checks.specs("answers_ft"),
     pool="gpu",
 )
+@one_maker
 def answers_ft(
     context: dg.AssetExecutionContext, config: ScoringSettings, study: Study
 ) -> dg.MaterializeResult:
@@ -103,6 +106,7 @@ def answers_ft(
     check_specs=checks.specs("answers_ft_rag"),
     pool="gpu",
 )
+@one_maker
 def answers_ft_rag(
     context: dg.AssetExecutionContext, config: ScoringSettings, study: Study
 ) -> dg.MaterializeResult:
@@ -173,6 +177,7 @@ def _answers(step: Step, config: ScoringSettings) -> dg.MaterializeResult:
     scoring = config.over(step.study.profile.scoring)
     method = METHOD_OF[step.cell.asset]
     request = score_request(step, step.cell.parts[0], method, scoring)
+    request["previous"] = step.previous_folders()
     done = run_worker(step, "score", request)
     rows = read_rows(step.draft / "answers.parquet", Answer)
     conditions = read_rows(step.draft / "conditions.parquet", Condition)
@@ -186,6 +191,7 @@ def _answers(step: Step, config: ScoringSettings) -> dg.MaterializeResult:
         counts={
             "questions": tested,
             "conditions": len(conditions),
+            "answers_taken_over": done["reused"],
             **{f"accuracy_{shots}shot_k{k}": value for (shots, k), value in accuracy.items()},
         },
         metadata={

@@ -15,7 +15,7 @@ from kinject_assets.defs import checks
 from kinject_assets.defs.augmentation import paraphrases, validation_paraphrases
 from kinject_assets.defs.compute import run_worker
 from kinject_assets.defs.corpus import chunks
-from kinject_assets.defs.io import Step, image, making, preview
+from kinject_assets.defs.io import Step, image, making, one_maker, preview
 from kinject_assets.defs.launch import TrainingSettings
 from kinject_assets.defs.partitions import CORPUS_RECIPE
 from kinject_assets.defs.policy import OWNERS, TRAINING_GROUP
@@ -35,6 +35,7 @@ TRIAL_ROWS = 60
     check_specs=checks.specs("checkpoint"),
     pool="gpu",
 )
+@one_maker
 def checkpoint(
     context: dg.AssetExecutionContext, config: TrainingSettings, study: Study
 ) -> dg.MaterializeResult:
@@ -42,7 +43,8 @@ def checkpoint(
 
     `MODEL.full.p00` trains on the text alone (the study's FT-reg), `.p10` on the text and ten
     paraphrases of each chunk (FT-par), `.r10` is the control of p10: the text alone, repeated to
-    the same optimiser steps and packed tokens. `lora` in place of `full` trains an adapter.
+    the same optimiser steps and packed tokens. `lora` in place of `full` trains an adapter. A
+    variant (`.p10.qa`) may train on the texts of another augmentation than paraphrases.
     Learning rate and epoch are chosen on validation paraphrases; a control takes its recipe's.
     """
     with making(context, study) as step:
@@ -122,6 +124,7 @@ def _request(step: Step, config: TrainingSettings) -> dict[str, Any]:
         request["control_epochs"] = twin.epochs
     elif spec.n_paraphrases:
         request["n_paraphrases"] = spec.n_paraphrases
+        request["augmentation"] = profile.recipe_augmentation(recipe)
         request["paraphrases"] = str(
             store.path(step.upstream("paraphrases"), "paraphrases.parquet")
         )

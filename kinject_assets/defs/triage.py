@@ -5,7 +5,8 @@ from collections.abc import Sequence
 
 import dagster as dg
 
-from kinject_assets.core.plan import CODE_VERSIONS
+from kinject_assets.core.exams.novelty import novelty
+from kinject_assets.core.plan import CODE_VERSIONS, now
 from kinject_assets.core.report.plots import bars
 from kinject_assets.core.schema import STRATA, Triage, logical_version
 from kinject_assets.core.scoring.triage import PROBES
@@ -14,7 +15,7 @@ from kinject_assets.defs import checks
 from kinject_assets.defs.compute import run_worker
 from kinject_assets.defs.corpus import chunks
 from kinject_assets.defs.exams import questions
-from kinject_assets.defs.io import image, making
+from kinject_assets.defs.io import image, making, one_maker
 from kinject_assets.defs.launch import ScoringSettings
 from kinject_assets.defs.partitions import CORPUS
 from kinject_assets.defs.policy import ANSWERS_GROUP, OWNERS
@@ -31,6 +32,7 @@ from kinject_assets.defs.resources import Study
     check_specs=checks.specs("triage"),
     pool="gpu",
 )
+@one_maker
 def triage(
     context: dg.AssetExecutionContext, config: ScoringSettings, study: Study
 ) -> dg.MaterializeResult:
@@ -63,20 +65,21 @@ def triage(
             "add_bos": scoring.add_bos,
             "batch_size": scoring.batch_size,
             "device": scoring.device,
+            "previous": step.previous_folders(),
             "work": str(step.work),
             "out": str(step.draft),
         }
         run_worker(step, "triage", request)
         rows = read_rows(step.draft / "triage.parquet", Triage)
         strata = Counter(row.stratum for row in rows)
-        new = profile.corpora[corpus].new_facts_since is not None
+        facts = novelty(profile, corpus, study.plan.models(corpus), now(profile))
         return step.finish(
             logical_version(rows),
             rows=rows,
             row_type=Triage,
             counts={"questions": len(rows), **{name: strata[name] for name in STRATA}},
             metadata={"probes": image(_plot(rows), "gold option's share by probe and stratum")},
-            checks=checks.triage(rows, new),
+            checks=checks.triage(rows, facts.since is not None),
             libraries=("torch", "transformers", "lm-eval"),
         )
 

@@ -124,7 +124,11 @@ class _Api:
             part, more = self.modules[name](params)
             query |= part
             following |= more
-        if any(key in params for key in ("titles", "pageids", "revids")):
+        if "generator" in params:
+            part, more = self._generated(params)
+            query |= part
+            following |= more
+        elif any(key in params for key in ("titles", "pageids", "revids")):
             part, more = self._pages(params)
             query |= part
             following |= more
@@ -242,6 +246,23 @@ class _Api:
 
     # --- pages
 
+    def _generated(self, params: Params) -> tuple[dict[str, Any], dict[str, str]]:
+        """Pages that a list gives, with what is asked of pages."""
+        name = params["generator"]
+        if name != "categorymembers":
+            raise ApiError("badvalue", f'Unrecognized value for parameter "generator": {name}.')
+        of_list = {k.removeprefix("g"): v for k, v in params.items() if k.startswith("gcm")}
+        members, rest = self._category_members({**of_list, "cmprop": "title"})
+        titles = [member["title"] for member in members["categorymembers"]]
+        if not titles:
+            return {}, {}
+        pages = [page for title in titles if (page := self.world.page(title)) is not None]
+        part, more = self._shown(_Asked([(p, [p.current]) for p in pages], [], {}), params)
+        if more:
+            # These pages are not finished: the list stays where it is.
+            return part, more | {k: v for k, v in params.items() if k == "gcmcontinue"}
+        return part, {f"g{key}": value for key, value in rest.items()}
+
     def _pages(self, params: Params) -> tuple[dict[str, Any], dict[str, str]]:
         given = [key for key in ("titles", "pageids", "revids") if key in params]
         if len(given) > 1:
@@ -257,6 +278,10 @@ class _Api:
             if given == ["titles"]
             else (self._by_ids(given[0], values, "redirects" in params))
         )
+        return self._shown(asked, params)
+
+    def _shown(self, asked: _Asked, params: Params) -> tuple[dict[str, Any], dict[str, str]]:
+        """The pages that are asked for, with what `prop` names, and where to continue."""
         wanted = _values(params, "prop")
         found = [
             {"pageid": page.page_id, "ns": page.namespace, "title": page.title}
@@ -438,14 +463,23 @@ def _html(page: WorldPage) -> Response:
     )
 
 
-def wiki_routes(world: World) -> list[Route]:
+def wiki_routes(world: World, clock: Callable[[], datetime] | None = None) -> list[Route]:
     """Routes of the lab's wiki: `/w/api.php` and `/wiki/{title}`.
 
     They show the world as it is at its `now`; when that is moved, so are they.
+
+    Args:
+        world: What they show.
+        clock: Looked at before each answer, to move the world's `now`.
     """
     api = _Api(world)
 
+    def turn() -> None:
+        if clock is not None and (moment := clock()) != world.now:
+            world.now = moment
+
     async def api_php(request: Request) -> Response:
+        turn()
         try:
             return JSONResponse(
                 api.answer(await _params(request)),
@@ -455,6 +489,7 @@ def wiki_routes(world: World) -> list[Route]:
             return _error(error)
 
     async def wiki_page(request: Request) -> Response:
+        turn()
         title = _normal(request.path_params["title"])
         page = world.page(title)
         if page is None:

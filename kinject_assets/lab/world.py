@@ -2,7 +2,7 @@
 
 import random
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
@@ -96,6 +96,11 @@ def _month_start(first: str, index: int) -> datetime:
     return datetime(counted // 12, counted % 12 + 1, 1, tzinfo=UTC)
 
 
+def last_moment(settings: Lab) -> datetime:
+    """An hour before the end of the world's months, in UTC."""
+    return _month_start(settings.first_month, settings.months) - timedelta(hours=1)
+
+
 class World:
     """A world that is a function of its settings: any two of them agree, at every moment.
 
@@ -110,13 +115,12 @@ class World:
 
     def __init__(self, settings: Lab, now: datetime | None = None) -> None:
         self.settings = settings
-        end = _month_start(settings.first_month, settings.months)
         self._things = self._topics()
         self._before = {thing.name for things in pretraining_things().values() for thing in things}
         self._events: list[list[WorldPage]] = []
         self._changes: list[Change] = []
         self._fixed = self._fixed_pages()
-        self.now = now or end - timedelta(hours=1)
+        self.now = now or last_moment(settings)
 
     @property
     def now(self) -> datetime:
@@ -297,18 +301,50 @@ class World:
 
     def _change_earlier(self, start: datetime, hours: int, rng: random.Random) -> None:
         places = [(m, p) for m, month in enumerate(self._events) for p in range(len(month))]
-        made: list[Change] = []
-        for month, place in sorted(rng.sample(places, round(CHANGED_SHARE * len(places)))):
-            page = self._events[month][place]
-            before = rng.choice(page.current.facts)
-            value = rng.choice([v for v in POOLS[before.spec.pool] if v != before.value])
-            after = replace(before, value=value)
-            facts = tuple(after if fact == before else fact for fact in page.current.facts)
-            timestamp = start + timedelta(hours=rng.randrange(hours - 1))
-            revision = self._told(Thing("events", page.title, facts), timestamp, page.categories[0])
-            self._events[month][place] = replace(page, revisions=(*page.revisions, revision))
-            made.append(Change(title=page.title, timestamp=timestamp, before=before, after=after))
+        made = [
+            self._change(
+                month, place, lambda: start + timedelta(hours=rng.randrange(hours - 1)), rng
+            )
+            for month, place in sorted(rng.sample(places, round(CHANGED_SHARE * len(places))))
+        ]
         self._changes += sorted(made, key=lambda change: (change.timestamp, change.title))
+
+    def _change(
+        self, month: int, place: int, moment: Callable[[], datetime], rng: random.Random
+    ) -> Change:
+        """Gives an event another fact at a moment, which is drawn last."""
+        page = self._events[month][place]
+        before = rng.choice(page.current.facts)
+        value = rng.choice([v for v in POOLS[before.spec.pool] if v != before.value])
+        after = replace(before, value=value)
+        facts = tuple(after if fact == before else fact for fact in page.current.facts)
+        timestamp = moment()
+        revision = self._told(Thing("events", page.title, facts), timestamp, page.categories[0])
+        self._events[month][place] = replace(page, revisions=(*page.revisions, revision))
+        return Change(title=page.title, timestamp=timestamp, before=before, after=after)
+
+    def edit(self, count: int, seed: int = 0) -> list[Change]:
+        """Edits events out of turn, a minute from now, and moves the clock there.
+
+        Args:
+            count: Events to edit, each in one fact.
+            seed: Draws them.
+        """
+        rng = self._rng("edit", seed)
+        moment = self._now + timedelta(minutes=1)
+        places = [
+            (m, p)
+            for m, month in enumerate(self._events)
+            for p, page in enumerate(month)
+            if page.current.timestamp <= self._now
+        ]
+        made = [
+            self._change(month, place, lambda: moment, rng)
+            for month, place in sorted(rng.sample(places, count))
+        ]
+        self._changes += sorted(made, key=lambda change: change.title)
+        self.now = moment
+        return made
 
 
 def write_wikitext(thing: Thing, categories: Iterable[str], rng: random.Random) -> str:

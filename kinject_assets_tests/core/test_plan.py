@@ -1,14 +1,13 @@
 """The plan: what a grid asks for, from what each cell is made, and what makes it stale."""
 
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from kinject_assets.config import Profile, load_profile
-from kinject_assets.core.manifest import fingerprint
-from kinject_assets.core.plan import CODE_VERSIONS, NotAsked, Plan
+from kinject_assets.core.plan import NotAsked, Plan
 from kinject_assets.core.store import Cell, Store
+from kinject_assets_tests.core.made import make
 
 
 def plan(root: Path, **changes: object) -> Plan:
@@ -33,25 +32,6 @@ def plan(root: Path, **changes: object) -> Plan:
         }  # pyright: ignore[reportArgumentType]
     )
     return Plan(profile, Store(root))
-
-
-def make(grid: Plan, cell: Cell, version: str = "v", **counts: object) -> None:
-    """Publishes an artefact with the fingerprint that it would get now."""
-    inputs, _ = grid.input_versions(cell)
-    with grid.store.draft(cell) as draft:
-        (draft / "a.json").write_text("{}")
-        grid.store.publish(
-            cell,
-            draft,
-            partition="/".join(cell.parts),
-            logical_version=version,
-            fingerprint=fingerprint(CODE_VERSIONS[cell.asset], grid.config(cell), inputs),
-            code_version=CODE_VERSIONS[cell.asset],
-            inputs=inputs,
-            config=grid.config(cell),
-            started_at=datetime.now(UTC),
-            counts=counts,
-        )
 
 
 def test_the_grid_asks_for_its_cells_and_no_others(tmp_path: Path) -> None:
@@ -114,6 +94,78 @@ def test_another_paraphrase_does_not_make_a_smaller_recipe_stale(tmp_path: Path)
     assert grid.state(checkpoint) == "complete"
     make(grid, paraphrases, version="other", prefixes={"p01": "a", "p02": "x", "p03": "c"})
     assert grid.state(checkpoint) == "stale"
+
+
+QA = {"augmentation": "question_answer"}
+AUGMENTED = {
+    "recipes": {
+        "full.p00": None,
+        "full.p02": None,
+        "full.r02": None,
+        "full.p04.qa": QA,
+        "full.r04.qa": None,
+        "full.p01.qa": QA,
+    },
+    "grid": [
+        {
+            "corpora": ["docs"],
+            "models": ["small"],
+            "recipes": ["full.p00", "full.p02", "full.p01.qa", "full.p04.qa", "full.r04.qa"],
+        },
+        {"corpora": ["more"], "models": ["small"], "recipes": ["full.p01.qa"]},
+    ],
+}
+
+
+def test_each_augmentation_is_written_as_far_as_a_recipe_reads_it(tmp_path: Path) -> None:
+    grid = plan(tmp_path, **AUGMENTED)
+    assert grid.paraphrases_per_chunk("docs") == {"paraphrase": 2, "question_answer": 4}
+    assert grid.paraphrases_per_chunk("more") == {"question_answer": 1}
+    assert Cell("paraphrases", ("more",)) in grid.cells
+    paraphrases = Cell("paraphrases", ("docs",))
+    read = {
+        recipe: [part for cell, part in grid.inputs(checkpoint) if cell == paraphrases]
+        for recipe in ("full.p00", "full.p02", "full.p04.qa", "full.r04.qa")
+        for checkpoint in (Cell("checkpoint", ("docs", f"small.{recipe}")),)
+    }
+    assert read == {
+        "full.p00": [],
+        "full.p02": ["p02"],
+        "full.p04.qa": ["question_answer.p04"],
+        "full.r04.qa": [],
+    }
+
+
+def test_another_augmentation_makes_no_other_recipe_stale(tmp_path: Path) -> None:
+    plain, augmented = plan(tmp_path), plan(tmp_path, **AUGMENTED)
+    for asset in ("articles", "chunks", "validation_paraphrases"):
+        make(plain, Cell(asset, ("docs",)))
+    paraphrases = Cell("paraphrases", ("docs",))
+    make(plain, paraphrases, version="two", prefixes={"p01": "a", "p02": "b"})
+    checkpoint = Cell("checkpoint", ("docs", "small.full.p02"))
+    make(plain, checkpoint)
+    assert augmented.state(paraphrases) == "stale"
+    prefixes = {"p01": "a", "p02": "b", "question_answer.p01": "c", "question_answer.p04": "d"}
+    make(augmented, paraphrases, version="more", prefixes=prefixes)
+    assert augmented.state(checkpoint) == "complete"
+    asked = Cell("checkpoint", ("docs", "small.full.p01.qa"))
+    make(augmented, asked)
+    make(augmented, paraphrases, version="x", prefixes={**prefixes, "p02": "y"})
+    assert (augmented.state(checkpoint), augmented.state(asked)) == ("stale", "complete")
+    make(augmented, paraphrases, version="x", prefixes={**prefixes, "question_answer.p01": "z"})
+    assert (augmented.state(checkpoint), augmented.state(asked)) == ("complete", "stale")
+
+
+def test_the_number_of_texts_is_apart_from_what_decides_what_they_say(tmp_path: Path) -> None:
+    grid, augmented = plan(tmp_path), plan(tmp_path, **AUGMENTED)
+    larger = plan(tmp_path, augmentation={"validation_chunks": 9, "validation_per_chunk": 3})
+    for asset in ("paraphrases", "validation_paraphrases"):
+        cell = Cell(asset, ("docs",))
+        for other in (augmented, larger):
+            for part in ("augmentation", "llm"):
+                assert other.config(cell)[part] == grid.config(cell)[part]
+    validation = Cell("validation_paraphrases", ("docs",))
+    assert larger.config(validation) != grid.config(validation) == augmented.config(validation)
 
 
 def test_results_can_be_made_from_what_is_there(tmp_path: Path) -> None:

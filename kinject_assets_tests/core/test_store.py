@@ -182,6 +182,7 @@ def test_logical_version_covers_meaning_alone() -> None:
         fields = {
             "paraphrase_id": "p",
             "chunk_id": "c",
+            "augmentation": "paraphrase",
             "purpose": "train",
             "ordinal": 0,
             "seed": 1,

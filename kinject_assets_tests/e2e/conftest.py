@@ -3,8 +3,9 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -42,6 +43,7 @@ def small_lab(folder: Path, **changes: object) -> Path:
     corpora = profile["corpora"]
     events = corpora["events-2031-04"]
     events["source"] |= {"until": "2031-02", "window_months": 2}
+    corpora["comets"]["expected_chunks"] = events["expected_chunks"] = 12
     profile["corpora"] = {"comets": corpora["comets"], "events": events}
     profile["training"] |= {"learning_rates": [1.0e-3], "epochs": 2}
     profile |= changes
@@ -92,3 +94,24 @@ def kinject(study: tuple[Path, Path, str]) -> Kinject:
         )
 
     return call
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """Debian's Chromium."""
+    from playwright.sync_api import sync_playwright
+
+    from kinject_assets_tests.e2e.browsing import CHROMIUM, FLAGS
+
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def page(browser: Any) -> Iterator[Any]:
+    """A window of the browser."""
+    opened = browser.new_page(viewport={"width": 1500, "height": 950})
+    yield opened
+    opened.close()

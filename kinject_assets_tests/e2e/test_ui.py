@@ -3,39 +3,16 @@
 `KINJECT_SCREENSHOTS=docs/images` keeps the pictures that the README shows.
 """
 
-import os
 import shutil
-import signal
-import socket
-import subprocess
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Page
 
-from kinject_assets_tests.e2e.conftest import command, environment
+from kinject_assets_tests.e2e.browsing import keep, needs_chromium, pick, serving_ui
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-FLAGS = [
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync",
-]  # fmt: skip
-
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None, reason="no chromium (apt-get install chromium)"),
-]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+pytestmark = [pytest.mark.slow, needs_chromium]
 
 
 @pytest.fixture(scope="module")
@@ -43,57 +20,8 @@ def ui(study: tuple[Path, Path, str], tmp_path_factory: pytest.TempPathFactory) 
     profile, finished, _ = study
     home = tmp_path_factory.mktemp("ui") / "home"
     shutil.copytree(finished, home)
-    port = free_port()
-    process = subprocess.Popen(
-        command("ui", "--profile", str(profile), "--port", str(port)),
-        env=environment(home),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    url = f"http://127.0.0.1:{port}"
-    until = time.monotonic() + 120
-    while True:
-        try:
-            urllib.request.urlopen(f"{url}/server_info", timeout=5).read()
-            break
-        except (urllib.error.URLError, OSError):
-            assert process.poll() is None, "kinject ui ended"
-            assert time.monotonic() < until, "the UI never answered"
-            time.sleep(0.5)
-    family = psutil.Process(process.pid).children(recursive=True)
-    yield url
-    process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=60) == 0
-    _, alive = psutil.wait_procs(family, timeout=20)
-    assert not alive, "kinject ui left processes behind"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield started
-        started.close()
-
-
-@pytest.fixture
-def page(browser: Browser) -> Iterator[Page]:
-    page = browser.new_page(viewport={"width": 1500, "height": 950})
-    yield page
-    page.close()
-
-
-def keep(page: Page, name: str) -> None:
-    if folder := os.environ.get("KINJECT_SCREENSHOTS"):
-        page.screenshot(path=Path(folder) / f"{name}.png")
-
-
-def pick(page: Page, key: str) -> None:
-    """Chooses a partition key in the next empty field of the launch dialog."""
-    page.get_by_role("dialog").get_by_text("Select a partition or create one").first.click()
-    page.get_by_text(key, exact=True).locator("visible=true").last.click()
-    page.keyboard.press("Escape")
+    with serving_ui(profile, home) as url:
+        yield url
 
 
 def materialise(page: Page, ui: str, asset: str, *keys: str) -> None:

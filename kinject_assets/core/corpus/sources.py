@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from kinject_assets.core.corpus.wiki import Page, Revision, WikiClient
 from kinject_assets.core.errors import SourceError
 from kinject_assets.core.manifest import content_hash, write_atomically
 from kinject_assets.core.progress import Report, silent
-from kinject_assets.core.schema import Article, Exclusion
+from kinject_assets.core.schema import Article, Exclusion, Listed
 
 MONTH_NAMES = tuple(
     "January February March April May June July August September October November December".split()
@@ -33,14 +33,38 @@ class Fetched:
     Attributes:
         articles: Sorted by title, then id.
         exclusions: Pages that were listed and are no articles, sorted by title.
+        listed: Current events only: what each month's categories hold, sorted.
+        visited: Current events only: months that were listed anew, oldest first.
+        left: Current events only: articles of the month that has just left the window, as far as
+            they are known: the release of the month that has closed still holds them.
         requests: Requests sent to the wiki; 0 for files.
         bodies: Page texts that the wiki sent; 0 for files.
     """
 
     articles: list[Article]
     exclusions: list[Exclusion]
+    listed: list[Listed] = field(default_factory=list)
+    visited: tuple[str, ...] = ()
+    left: list[Article] = field(default_factory=list)
     requests: int = 0
     bodies: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Before:
+    """What was read of a corpus the last time, so that only changes are fetched.
+
+    Attributes:
+        articles: Cleaned with the same settings: their revisions are not fetched again. Those of
+            another corpus of the same wiki do as well.
+        listed: Current events only: what each month held, and the settings of the source were the
+            same.
+        month: The month that was open then; empty where there is no last time.
+    """
+
+    articles: Sequence[Article] = ()
+    listed: Sequence[Listed] = ()
+    month: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +82,14 @@ class Frozen:
     page_id: int | None = None
 
 
+NOTHING_BEFORE = Before()
+
+
+def month_of(moment: datetime) -> str:
+    """Month of a moment in UTC, as `YYYY-MM`."""
+    return f"{moment.astimezone(UTC):%Y-%m}"
+
+
 def window_months(until: str, n: int, now: datetime) -> list[str]:
     """The `n` months that end with `until`, as `YYYY-MM`, oldest first.
 
@@ -66,7 +98,7 @@ def window_months(until: str, n: int, now: datetime) -> list[str]:
         n: Months, the last one included.
         now: What "now" is; its month is taken in UTC.
     """
-    last = f"{now.astimezone(UTC):%Y-%m}" if until == "now" else until
+    last = month_of(now) if until == "now" else until
     year, month = (int(part) for part in last.split("-"))
     counted = [year * 12 + month - 1 - back for back in reversed(range(n))]
     return [f"{months // 12:04d}-{months % 12 + 1:02d}" for months in counted]
@@ -94,8 +126,22 @@ def month_categories(templates: Iterable[str], months: Iterable[str]) -> list[st
     return list(dict.fromkeys(found))
 
 
-def write_frozen(articles: Iterable[Article], path: Path) -> None:
-    """Writes which revision of which article a corpus holds, to be read again as `frozen`."""
+def write_frozen(articles: Iterable[Article | Listed], path: Path) -> None:
+    """Writes which revision of which article a corpus holds, to be read again as `frozen`.
+
+    Args:
+        articles: Articles of a wiki, or what is listed of them.
+        path: The file.
+
+    Raises:
+        SourceError: If an article is none of a wiki: files have no revisions to go back to.
+    """
+    articles = list(articles)
+    if strange := [a.title for a in articles if not a.revision_id.isdecimal()]:
+        raise SourceError(
+            f"{strange[0]}: not a page of a wiki. Only pages of a wiki can be frozen by revision; "
+            "of files keep a copy."
+        )
     lines = [
         json.dumps(
             {
@@ -173,7 +219,8 @@ class _WikiReader:
     def exclude(self, title: str, reason: str) -> None:
         self.exclusions.append(Exclusion(title=title, reason=reason))
 
-    def _article_id(self, page_id: int) -> str:
+    def article_id(self, page_id: int) -> str:
+        """Id of the article that a page of this wiki is."""
         return content_hash(self.client.site.api_url, page_id)
 
     def _add_known(self, article_id: str, revision_id: int, title: str) -> bool:
@@ -198,7 +245,7 @@ class _WikiReader:
         self.articles.append(
             make_article(
                 sections,
-                article_id=self._article_id(revision.page_id),
+                article_id=self.article_id(revision.page_id),
                 revision_id=str(revision.revision_id),
                 source=self.client.site.api_url,
                 title=title,
@@ -209,10 +256,10 @@ class _WikiReader:
             )
         )
 
-    def read_titles(self, titles: Sequence[str]) -> None:
-        """Reads the current revisions of the pages that titles lead to, each page once."""
+    def read_pages(self, found: Mapping[str, Page | str]) -> None:
+        """Reads pages at the revision that was found for their titles, each page once."""
         pages: dict[int, Page] = {}
-        for title, page in self.client.resolve(titles).items():
+        for title, page in found.items():
             if isinstance(page, Page):
                 pages[page.page_id] = page
             else:
@@ -225,7 +272,7 @@ class _WikiReader:
                 self.exclude(page.title, f"not wikitext but {page.model}")
             elif page.length == 0:
                 self.exclude(page.title, "blank")
-            elif not self._add_known(self._article_id(page.page_id), page.revision_id, page.title):
+            elif not self._add_known(self.article_id(page.page_id), page.revision_id, page.title):
                 wanted.append(page)
         texts = self.client.texts([page.revision_id for page in wanted])
         for page in wanted:
@@ -240,7 +287,7 @@ class _WikiReader:
         for page in pages:
             article_id = page.article_id
             if page.page_id is not None:
-                article_id = self._article_id(page.page_id)
+                article_id = self.article_id(page.page_id)
             if not self._add_known(article_id, page.revision_id, page.title):
                 wanted.append(page)
         texts = self.client.texts([page.revision_id for page in wanted])
@@ -250,7 +297,7 @@ class _WikiReader:
                 self.exclude(page.title, f"revision {page.revision_id} is missing or deleted")
             elif page.page_id not in (None, revision.page_id) or page.article_id not in (
                 "",
-                self._article_id(revision.page_id),
+                self.article_id(revision.page_id),
             ):
                 self.exclude(
                     page.title,
@@ -265,28 +312,117 @@ def _read_pages(reader: _WikiReader, source: WikiPages, base_folder: Path) -> No
     if source.frozen is not None:
         reader.read_frozen(read_frozen(base_folder / source.frozen))
         return
-    listing = reader.client.list_categories(source.categories, source.depth)
+    listing = reader.client.list_pages(source.categories, source.depth)
     if listing.unknown:
         raise SourceError(
             f"{reader.client.api_url}: no category named {', '.join(listing.unknown)}: it has no "
             "members and no page. Check the spelling of `categories` in the profile."
         )
-    reader.read_titles(sorted({*listing.titles, *source.titles}))
+    named = [title for title in source.titles if title not in listing.found]
+    reader.read_pages(listing.found | reader.client.resolve(named))
 
 
-def _read_events(reader: _WikiReader, source: WikiEvents) -> None:
-    months = window_months(source.until, source.window_months, reader.now)
-    categories = month_categories(source.categories, months)
-    listing = reader.client.list_categories(categories, source.depth)
-    if len(listing.unknown) == len(categories):
+def months_to_visit(source: WikiEvents, now: datetime, before: Before) -> tuple[str, ...]:
+    """Months that are listed anew: those that may have changed since the last time.
+
+    They are those that were open the last time and all after; of a rolling window also its last
+    `revisit_months`, and the month that has just left it if it was open the last time. A window
+    with a fixed end is therefore pinned to its revisions once it has been read after its last month
+    closed. Without a last time it is every month of the window.
+    """
+    window = window_months(source.until, source.window_months, now)
+    known = {row.month for row in before.listed}
+    first = before.month
+    if source.until == "now" and known:
+        first = min(first, *window[-source.revisit_months :])
+        window = window_months(source.until, source.window_months + 1, now)
+        # The month that has left need not be read for itself.
+        known.add(window[0])
+    return tuple(month for month in window if month >= first or month not in known)
+
+
+def _read_events(
+    reader: _WikiReader, source: WikiEvents, before: Before
+) -> tuple[list[Listed], tuple[str, ...], list[Article]]:
+    """Reads the months of a window.
+
+    Months that were not visited keep what they held. Beside the window, the month that has just
+    left it is kept: the release of the month that has closed begins with it.
+
+    Returns:
+        What every known month holds, the months visited, and articles of the month that has left.
+    """
+    window = window_months(source.until, source.window_months, reader.now)
+    kept = window_months(source.until, source.window_months + 1, reader.now)
+    visited = months_to_visit(source, reader.now, before)
+    found: dict[str, dict[str, Page | str]] = {}
+    unknown = 0
+    for month in visited:
+        categories = month_categories(source.categories, [month])
+        listing = reader.client.list_pages(categories, source.depth)
+        found[month] = dict(listing.found)
+        # The category of a month that has just begun may not be there yet.
+        found[month] |= {f"Category:{name}": "no such category (yet)" for name in listing.unknown}
+        if not found[month]:
+            found[month] = {f"Category:{categories[0]}": "a category without pages"}
+        unknown += len(listing.unknown) == len(categories)
+    if unknown == len(visited) and not before.listed:
+        names = ", ".join(month_categories(source.categories, window)[:3])
         raise SourceError(
-            f"{reader.client.api_url}: none of the categories of the window exists: "
-            f"{', '.join(categories[:3])}, ... Check `categories` and `until` in the profile."
+            f"{reader.client.api_url}: none of the categories of the window exists: {names}, ... "
+            "Check `categories` and `until` in the profile."
         )
-    # The category of a month that has just begun may not be there yet.
-    for name in listing.unknown:
-        reader.exclude(f"Category:{name}", "no such category (yet)")
-    reader.read_titles(listing.titles)
+    reader.read_pages({title: page for pages in found.values() for title, page in pages.items()})
+    by_id = {article.article_id: article for article in reader.articles}
+    reasons = {exclusion.title: exclusion.reason for exclusion in reader.exclusions}
+    listed: set[Listed] = set()
+    for month, pages in found.items():
+        for title, page in pages.items():
+            article = None
+            if isinstance(page, Page):
+                article = by_id.get(reader.article_id(page.page_id))
+                title = page.title
+            listed.add(_listed(month, title, article, reasons.get(title, "")))
+    pinned: dict[str, Frozen] = {}
+    for row in before.listed:
+        if row.month not in kept or row.month in visited:
+            continue
+        # A page of two months has one revision: the one that was seen last.
+        newer = by_id.get(row.article_id)
+        if newer is None and row.title in reasons:
+            listed.add(_listed(row.month, row.title, None, reasons[row.title]))
+        elif newer is not None:
+            listed.add(_listed(row.month, row.title, newer, ""))
+        else:
+            listed.add(row)
+            if row.month in window and row.article_id:
+                pinned[row.article_id] = Frozen(
+                    revision_id=int(row.revision_id), title=row.title, article_id=row.article_id
+                )
+            elif row.month in window:
+                reader.exclude(row.title, row.reason)
+                reasons[row.title] = row.reason
+    reader.read_frozen(list(pinned.values()))
+    inside = {row.article_id for row in listed if row.month in window}
+    left = {a.article_id: a for a in reader.articles if a.article_id not in inside}
+    reader.articles = [a for a in reader.articles if a.article_id in inside]
+    known = {(article.article_id, article.revision_id): article for article in before.articles}
+    for row in listed:
+        article = known.get((row.article_id, row.revision_id))
+        if article is not None and row.article_id not in inside:
+            left.setdefault(row.article_id, article)
+    return sorted(listed), visited, _by_title(list(left.values()))
+
+
+def _listed(month: str, title: str, article: Article | None, reason: str) -> Listed:
+    return Listed(
+        month=month,
+        title=article.title if article else title,
+        article_id=article.article_id if article else "",
+        revision_id=article.revision_id if article else "",
+        text_sha256=article.text_sha256 if article else "",
+        reason="" if article else reason,
+    )
 
 
 def fetch_articles(
@@ -297,7 +433,7 @@ def fetch_articles(
     contact: str,
     now: datetime,
     base_folder: Path,
-    previous: Sequence[Article] = (),
+    before: Before = NOTHING_BEFORE,
     work: Path | None = None,
     report: Report = silent,
 ) -> Fetched:
@@ -310,8 +446,7 @@ def fetch_articles(
         contact: Who asks, for the User-Agent.
         now: Time that new articles carry; ends a window whose `until` is `now`.
         base_folder: Where relative paths start from.
-        previous: Articles of the last time, cleaned with the same settings: texts of revisions
-            among them are not fetched again.
+        before: What was read the last time.
         work: Folder where texts are kept as they come, for the next try after a crash.
         report: Told what is being done.
 
@@ -321,32 +456,40 @@ def fetch_articles(
     source = corpus.source
     if isinstance(source, Files):
         articles, exclusions = read_files(source, base_folder, now, report)
-        return _sorted(articles, exclusions)
+        return Fetched(articles=_by_title(articles), exclusions=_by_reason(exclusions))
     settings = wikis[source.wiki]
     kept = KeptTexts(work) if work else None
     with WikiClient(settings, settings.api_url, contact, report, kept=kept) as client:
         reader = _WikiReader(
-            client, licence=settings.licence, cleaning=cleaning, now=now, previous=previous
+            client, licence=settings.licence, cleaning=cleaning, now=now, previous=before.articles
         )
+        listed: list[Listed] = []
+        visited: tuple[str, ...] = ()
+        left: list[Article] = []
         if isinstance(source, WikiPages):
             _read_pages(reader, source, base_folder)
         else:
-            _read_events(reader, source)
+            listed, visited, left = _read_events(reader, source, before)
         if not reader.articles:
             first = "; ".join(f"{e.title}: {e.reason}" for e in reader.exclusions[:3])
             raise SourceError(
                 f"{client.api_url}: no articles{f' ({first})' if first else ''}. Check "
                 "`categories`, `titles` and `depth` of the source in the profile."
             )
-        return _sorted(reader.articles, reader.exclusions, client.requests, client.bodies)
+        return Fetched(
+            articles=_by_title(reader.articles),
+            exclusions=_by_reason(reader.exclusions),
+            listed=listed,
+            visited=visited,
+            left=left,
+            requests=client.requests,
+            bodies=client.bodies,
+        )
 
 
-def _sorted(
-    articles: list[Article], exclusions: list[Exclusion], requests: int = 0, bodies: int = 0
-) -> Fetched:
-    return Fetched(
-        articles=sorted(articles, key=lambda article: (article.title, article.article_id)),
-        exclusions=sorted(exclusions, key=lambda exclusion: (exclusion.title, exclusion.reason)),
-        requests=requests,
-        bodies=bodies,
-    )
+def _by_title(articles: list[Article]) -> list[Article]:
+    return sorted(articles, key=lambda article: (article.title, article.article_id))
+
+
+def _by_reason(exclusions: list[Exclusion]) -> list[Exclusion]:
+    return sorted(exclusions, key=lambda exclusion: (exclusion.title, exclusion.reason))

@@ -34,6 +34,9 @@ LONGEST_WAIT = 60.0
 LONGEST_URL = 1800
 """Characters of parameters from which a request is sent as POST: some servers refuse long URLs."""
 
+ARTICLES, CATEGORIES = 0, 14
+"""MediaWiki's numbers of the namespaces."""
+
 MOST_BODIES = 50
 """Page bodies that MediaWiki gives in one answer."""
 
@@ -91,14 +94,15 @@ class Revision:
 
 @dataclass(frozen=True, kw_only=True)
 class Listing:
-    """Pages of a category tree.
+    """Pages of a category tree, as the wiki lists them.
 
     Attributes:
-        titles: Pages of the main namespace, each once, sorted.
+        found: Title -> page at its current revision, or why there is none; sorted by title. Pages
+            of the main namespace, each once; redirects stand under their own title.
         unknown: Categories that were asked for, have no members and no page.
     """
 
-    titles: list[str]
+    found: dict[str, "Page | str"]
     unknown: list[str]
 
 
@@ -367,45 +371,60 @@ class WikiClient:
                 f"{error}). Check `api_url`."
             ) from error
 
-    def _members(self, category: str) -> tuple[list[str], list[str]]:
-        pages: list[str] = []
-        categories: list[str] = []
+    def _members(self, category: str) -> tuple[list[dict[str, Any]], list[str]]:
+        """Pages of a category with what `_page` reads, and names of its sub-categories."""
+        members: dict[Any, dict[str, Any]] = {}
         for part in self.query(
-            list="categorymembers",
-            cmtitle=f"Category:{category}",
-            cmtype="page|subcat",
-            cmprop="ids|title|type",
-            cmlimit=str(self.settings.listing),
+            generator="categorymembers",
+            gcmtitle=f"Category:{category}",
+            gcmtype="page|subcat",
+            gcmlimit=str(self.settings.listing),
+            rvprop="ids|timestamp",
+            **self._page_params,
         ):
-            for member in part.get("categorymembers", []):
-                if member["type"] == "subcat":
-                    # The namespace has the wiki's own language.
-                    categories.append(member["title"].partition(":")[2])
-                elif member["ns"] == 0:
-                    pages.append(member["title"])
-        return pages, categories
+            _merge(members, part.get("pages", []))
+        pages = [member for member in members.values() if member["ns"] == ARTICLES]
+        # The namespace has the wiki's own language.
+        below = [m["title"].partition(":")[2] for m in members.values() if m["ns"] == CATEGORIES]
+        return pages, below
 
-    def list_categories(self, categories: Sequence[str], depth: int) -> Listing:
+    def list_pages(self, categories: Sequence[str], depth: int) -> Listing:
         """Lists the pages of categories and of `depth` levels of sub-categories below them.
 
-        A category that is met again, also through a loop, is read once.
+        Pages come with their current revision, `settings.listing` of them a request. A category
+        that is met again, also through a loop, is read once.
         """
         level = list(dict.fromkeys(category_name(name) for name in categories))
         seen = set(level)
-        titles: set[str] = set()
+        pages: dict[str, dict[str, Any]] = {}
         empty: list[str] = []
         for below in range(depth + 1):
             found: list[str] = []
             for category in level:
                 self.report(f"listing Category:{category}")
-                pages, categories_below = self._members(category)
-                titles.update(pages)
+                members, categories_below = self._members(category)
+                pages |= {member["title"]: member for member in members}
                 found += categories_below
-                if below == 0 and not pages and not categories_below:
+                if below == 0 and not members and not categories_below:
                     empty.append(category)
             level = sorted(set(found) - seen)
             seen.update(level)
-        return Listing(titles=sorted(titles), unknown=self._without_page(empty))
+        redirects = [title for title, page in pages.items() if page.get("redirect")]
+        led = self.resolve(redirects)
+        return Listing(
+            found={
+                title: led[title] if title in led else self._page(page, "missing or deleted")
+                for title, page in sorted(pages.items())
+            },
+            unknown=self._without_page(empty),
+        )
+
+    @cached_property
+    def _page_params(self) -> dict[str, str]:
+        """What is asked of each page: its current revision, and whether it disambiguates."""
+        if self.site.names_disambiguation:
+            return {"prop": "revisions|info|pageprops", "ppprop": "disambiguation"}
+        return {"prop": "revisions|info|categories", "cllimit": "max"}
 
     def _without_page(self, categories: list[str]) -> list[str]:
         names = {f"Category:{name}": name for name in categories}
@@ -428,15 +447,12 @@ class WikiClient:
         return {title: found.get(name, "invalid title") for title, name in spelled.items()}
 
     def _resolve_batch(self, titles: Sequence[str]) -> dict[str, Page | str]:
-        params = {"prop": "revisions|info|pageprops", "ppprop": "disambiguation"}
-        if not self.site.names_disambiguation:
-            params = {"prop": "revisions|info|categories", "cllimit": "max"}
         steps: dict[str, str] = {}
         redirects: dict[str, str] = {}
         elsewhere: set[str] = set()
         pages: dict[Any, dict[str, Any]] = {}
         for part in self.query(
-            titles="|".join(titles), redirects="1", rvprop="ids|timestamp", **params
+            titles="|".join(titles), redirects="1", rvprop="ids|timestamp", **self._page_params
         ):
             steps |= {step["from"]: step["to"] for step in part.get("normalized", [])}
             redirects |= {step["from"]: step["to"] for step in part.get("redirects", [])}

@@ -60,7 +60,8 @@ _LABELS: dict[str, str] = {
     "checkpoint": "SELECT concat_ws(', ', corpus, model, recipe) FROM checkpoints "
     "WHERE checkpoint_id = ?",
     "chunk": "SELECT concat_ws(', ', title, nullif(section, '')) FROM chunks WHERE chunk_id = ?",
-    "paraphrase": "SELECT concat(purpose, ' ', ordinal) FROM paraphrases WHERE paraphrase_id = ?",
+    "paraphrase": "SELECT concat(augmentation, ' ', purpose, ' ', ordinal) FROM paraphrases "
+    "WHERE paraphrase_id = ?",
     "generation": "SELECT concat_ws(', ', purpose, model, state) FROM generations "
     "WHERE generation_id = ?",
     "article": "SELECT concat_ws(', ', title, url, licence) FROM articles "

@@ -40,18 +40,25 @@ def of_texts(kind: str, rows: Iterable[Question | Paraphrase], id_field: str) ->
 
 
 def of_checkpoints(
-    checkpoints: Iterable[Checkpoint],
+    checkpoints: Iterable[tuple[Checkpoint, str]],
     chunks: Mapping[str, Sequence[Chunk]],
     paraphrases: Mapping[str, Sequence[Paraphrase]],
 ) -> Iterator[Edge]:
-    """Checkpoint to the chunks and paraphrases of its corpus that it was trained or chosen on."""
-    for checkpoint in checkpoints:
+    """Checkpoint to the chunks and paraphrases of its corpus that it was trained or chosen on.
+
+    Args:
+        checkpoints: Each with the augmentation whose texts it reads.
+        chunks: Corpus -> its chunks.
+        paraphrases: Corpus -> texts of every augmentation and purpose.
+    """
+    for checkpoint, augmentation in checkpoints:
         spec = RecipeSpec.parse(checkpoint.recipe)
         wanted = 0 if spec.control_of else spec.n_paraphrases
         for chunk in chunks.get(checkpoint.corpus, ()):
             yield "checkpoint", checkpoint.checkpoint_id, "chunk", chunk.chunk_id
         for p in paraphrases.get(checkpoint.corpus, ()):
-            if p.purpose == "validation" or p.ordinal < wanted:
+            trained_on = p.augmentation == augmentation and p.ordinal < wanted
+            if p.purpose == "validation" or trained_on:
                 yield "checkpoint", checkpoint.checkpoint_id, "paraphrase", p.paraphrase_id
 
 

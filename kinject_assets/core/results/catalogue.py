@@ -68,9 +68,14 @@ def tables() -> dict[str, Table]:
 
     return {
         "corpora": Table(
-            _columns("corpus VARCHAR, title VARCHAR, table_number BIGINT, exam VARCHAR"),
+            _columns(
+                "corpus VARCHAR, title VARCHAR, table_number BIGINT, exam VARCHAR, "
+                "facts_since DATE, not_new_to VARCHAR[]"
+            ),
             ("corpus",),
-            "A corpus and the table of the study that it belongs to.",
+            "A corpus and the table of the study that it belongs to. facts_since is the date of "
+            "its oldest fact where it claims to hold new ones; not_new_to are the models that may "
+            "have read such facts, or whose knowledge cut-off is not stated.",
             "Never: the profile has at least one corpus.",
         ),
         "models": Table(
@@ -93,7 +98,8 @@ def tables() -> dict[str, Table]:
             columns_of(schema.Chunk, "revision_id", "ordinal"),
             ("chunk_id",),
             "A passage: the unit of retrieval, question writing and paraphrasing. Corpora share "
-            "chunks; membership is in corpus_chunks.",
+            "chunks; membership is in corpus_chunks, and one that is in no corpus has left it: "
+            "retired questions were written from it.",
             "No corpus has been cut into chunks.",
         ),
         "corpus_chunks": Table(
@@ -135,8 +141,9 @@ def tables() -> dict[str, Table]:
         "paraphrases": Table(
             columns_of(schema.Paraphrase),
             ("paraphrase_id",),
-            "A rewriting of a chunk, for training or for validation; a recipe with n paraphrases "
-            "reads ordinals below n.",
+            "A text on a chunk that the language model wrote, for training or for validation. "
+            "augmentation says how: paraphrase, question_answer or implications; a recipe with n "
+            "texts a chunk reads ordinals below n of its augmentation.",
             "The grid has no recipe, so nothing is trained.",
         ),
         "retrieved": Table(
@@ -147,9 +154,10 @@ def tables() -> dict[str, Table]:
             "The grid has neither rag nor ft_rag.",
         ),
         "checkpoints": Table(
-            columns_of(schema.Checkpoint),
+            {**columns_of(schema.Checkpoint), "augmentation": "VARCHAR"},
             ("checkpoint_id",),
-            "A trained model.",
+            "A trained model. augmentation says whose n_paraphrases texts a chunk it was trained "
+            "on; empty where it was trained on the text alone.",
             "The grid has no recipe, or no checkpoint has been trained yet.",
         ),
         "trials": Table(

@@ -1,6 +1,7 @@
 """Builds `results.duckdb` from the lake: a pure function, swapped in whole."""
 
 import json
+import math
 import uuid
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,7 +13,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from kinject_assets.config import Corpus, Profile
 from kinject_assets.core import schema
-from kinject_assets.core.manifest import Manifest
+from kinject_assets.core.augmentation.registry import of_prefix
+from kinject_assets.core.exams.novelty import novelty
+from kinject_assets.core.manifest import Manifest, content_hash
+from kinject_assets.core.plan import now
 from kinject_assets.core.progress import Report, silent
 from kinject_assets.core.results import ancestry
 from kinject_assets.core.results.catalogue import OPTIMISM, Table, tables, view_ddl
@@ -26,11 +30,12 @@ from kinject_assets.core.results.scores import (
     score_rows,
 )
 from kinject_assets.core.statistics.claims import RULES, judge
-from kinject_assets.core.statistics.comparisons import compare_all
+from kinject_assets.core.statistics.comparisons import Trained, compare_all
 from kinject_assets.core.statistics.pooling import pool_all
 from kinject_assets.core.statistics.published import published
 from kinject_assets.core.statistics.selection import fold_of
 from kinject_assets.core.store import Cell, Store
+from kinject_assets.core.training.models import tensor_shapes
 
 if TYPE_CHECKING:
     import duckdb
@@ -52,6 +57,7 @@ class Lake:
     published: list[tuple[Cell, Manifest]]
     articles: list[schema.Article] = field(default_factory=list)
     chunks: dict[str, list[schema.Chunk]] = field(default_factory=dict)
+    retired: list[schema.Chunk] = field(default_factory=list)
     questions: dict[str, list[schema.Question]] = field(default_factory=dict)
     triage: dict[str, schema.Triage] = field(default_factory=dict)
     paraphrases: dict[str, list[schema.Paraphrase]] = field(
@@ -60,6 +66,7 @@ class Lake:
     rejections: list[schema.Rejection] = field(default_factory=list)
     retrieved: list[schema.Retrieved] = field(default_factory=list)
     checkpoints: list[schema.Checkpoint] = field(default_factory=list)
+    trained: dict[tuple[str, str, str], Trained] = field(default_factory=dict)
     trials: list[schema.Trial] = field(default_factory=list)
     damage: list[schema.Damage] = field(default_factory=list)
     conditions: dict[str, schema.Condition] = field(default_factory=dict)
@@ -86,6 +93,7 @@ def _read_cell(store: Store, lake: Lake, cell: Cell, manifest: Manifest) -> None
             lake.articles += rows("articles", schema.Article)
         case "chunks":
             lake.chunks[corpus] = rows("chunks", schema.Chunk)
+            lake.retired += rows("retired", schema.Chunk)
         case "questions":
             lake.questions[corpus] = rows("questions", schema.Question)
             lake.rejections += rows("rejections", schema.Rejection)
@@ -103,6 +111,7 @@ def _read_cell(store: Store, lake: Lake, cell: Cell, manifest: Manifest) -> None
             lake.trials += rows("trials", schema.Trial)
             lake.damage += rows("damage", schema.Damage)
             for checkpoint in found:
+                lake.trained[_recipe_of(checkpoint)] = _trained(manifest)
                 if checkpoint.method == "full":
                     lake.sizes[checkpoint.model] = _size(store.path(cell, "model"))
         case "damage":
@@ -117,20 +126,24 @@ def _read_cell(store: Store, lake: Lake, cell: Cell, manifest: Manifest) -> None
                     lake.sizes[model] = (counts.get("architecture"), counts["parameters"])
 
 
+def _recipe_of(checkpoint: schema.Checkpoint) -> tuple[str, str, str]:
+    return checkpoint.corpus, checkpoint.model, checkpoint.recipe
+
+
+def _trained(manifest: Manifest) -> Trained:
+    """How a checkpoint was trained, as its manifest has it: by what it read and its settings."""
+    parts = [k.partition("#")[2] for k in manifest.inputs if k.startswith("paraphrases/")]
+    return Trained(
+        augmentation=of_prefix(parts[0]) if parts else "",
+        settings=content_hash(manifest.config.get("training")),
+    )
+
+
 def _size(folder: Path) -> tuple[str | None, int | None]:
     """Architecture and number of parameters of a saved full model, from its headers alone."""
     config = folder / "config.json"
     names = json.loads(config.read_text()).get("architectures") if config.exists() else None
-    total = 0
-    for path in sorted(folder.glob("*.safetensors")):
-        with path.open("rb") as handle:
-            header = json.loads(handle.read(int.from_bytes(handle.read(8), "little")))
-        for name, tensor in header.items():
-            if name != "__metadata__":
-                count = 1
-                for extent in tensor["shape"]:
-                    count *= extent
-                total += count
+    total = sum(math.prod(shape) for shape in tensor_shapes(folder).values())
     return (names[0] if names else None), total or None
 
 
@@ -140,6 +153,16 @@ def corpus_settings(profile: Profile, corpus: str) -> Corpus | None:
         return profile.corpora[corpus]
     stem = corpus.split("-", 1)[0]
     return profile.corpora.get(f"{stem}-current") or profile.corpora.get(stem)
+
+
+def _novelty(profile: Profile, corpus: str, lake: Lake) -> dict[str, Any]:
+    """Since when a corpus's facts are, and the models that they are not new to."""
+    if corpus not in profile.corpora:
+        return {"facts_since": None, "not_new_to": []}
+    models = sorted({c.model for c in lake.conditions.values() if c.corpus == corpus})
+    known = [model for model in models if model in profile.models]
+    found = novelty(profile, corpus, known, now(profile))
+    return {"facts_since": found.since, "not_new_to": sorted([*found.older, *found.unknown])}
 
 
 def _exams(lake: Lake, profile: Profile) -> dict[str, Exam]:
@@ -187,7 +210,7 @@ def _content(
     folds = profile.scoring.folds
     article_of = {c.chunk_id: c.article_id for chunks in lake.chunks.values() for c in chunks}
     report("scoring")
-    scored = score_all(list(lake.conditions.values()), lake.answers, exams, folds)
+    scored = score_all(list(lake.conditions.values()), lake.answers, exams, folds, lake.trained)
     strata = by_stratum(scored.systems, exams)
     scores = [
         row
@@ -206,6 +229,7 @@ def _content(
                 "title": settings.title if settings else "",
                 "table_number": settings.table if settings else 2,
                 "exam": settings.exam.kind if settings else "generated",
+                **_novelty(profile, corpus, lake),
             }
             for corpus in sorted({*profile.corpora, *exams, *lake.chunks})
             for settings in (corpus_settings(profile, corpus),)
@@ -224,7 +248,7 @@ def _content(
         "articles": _merged(lake.articles, "headings", "bodies"),
         "chunks": [
             row
-            for chunks in lake.chunks.values()
+            for chunks in (*lake.chunks.values(), lake.retired)
             for row in _merged(chunks, "revision_id", "ordinal")
         ],
         "corpus_chunks": [
@@ -257,7 +281,10 @@ def _content(
         "rejections": _merged(lake.rejections),
         "paraphrases": [row for found in lake.paraphrases.values() for row in _merged(found)],
         "retrieved": _merged(lake.retrieved),
-        "checkpoints": _merged(lake.checkpoints),
+        "checkpoints": [
+            {**row, "augmentation": lake.trained[_recipe_of(checkpoint)].augmentation}
+            for checkpoint, row in zip(lake.checkpoints, _merged(lake.checkpoints), strict=True)
+        ],
         "trials": _merged(lake.trials),
         "damage": _merged(lake.damage),
         "conditions": _merged(lake.conditions.values()),
@@ -312,7 +339,11 @@ def _lineage(lake: Lake) -> Rows:
                 ancestry.of_texts("paraphrase", p, "paraphrase_id")
                 for p in lake.paraphrases.values()
             ),
-            ancestry.of_checkpoints(lake.checkpoints, lake.chunks, lake.paraphrases),
+            ancestry.of_checkpoints(
+                [(c, lake.trained[_recipe_of(c)].augmentation) for c in lake.checkpoints],
+                lake.chunks,
+                lake.paraphrases,
+            ),
             ancestry.of_answers(lake.answers, lake.conditions, lake.retrieved),
         )
         for edge in found

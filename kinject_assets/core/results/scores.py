@@ -2,12 +2,18 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from kinject_assets.config import Profile
 from kinject_assets.core.schema import STRATA, Answer, Condition
-from kinject_assets.core.statistics.comparisons import ALL, System, setting
+from kinject_assets.core.statistics.comparisons import (
+    ALL,
+    AS_NAMED,
+    System,
+    Trained,
+    setting,
+)
 from kinject_assets.core.statistics.intervals import (
     relative_gain,
     relative_gain_interval,
@@ -88,11 +94,19 @@ def score_all(
     answers: Iterable[Answer],
     exams: Mapping[str, Exam],
     folds: int,
+    trained: Mapping[tuple[str, str, str], Trained],
 ) -> Scored:
     """Every condition's outcomes under every rule, in a fixed order.
 
     K is cross-fitted per model, shots, method and recipe, pooled over the corpora of one table
     that were answered with the same values of K.
+
+    Args:
+        conditions: In any order.
+        answers: Of these conditions and others.
+        exams: Corpus -> its scored questions.
+        folds: Folds of the choice of K.
+        trained: Corpus, model and recipe -> how that checkpoint was trained.
     """
     by_id = {condition.condition_id: condition for condition in conditions}
     outcomes = _outcomes(answers, by_id, exams)
@@ -114,7 +128,12 @@ def score_all(
             _add_test_best(scored, by_k, outcomes)
             pool = {c: ks for c, ks in corpora.items() if set(ks) == set(by_k)}
             _add_cross_fitted(scored, corpus, pool, outcomes, exams, folds)
-    return scored
+    systems = [
+        replace(s, trained=trained.get((c.corpus, c.model, c.recipe), AS_NAMED))
+        for s in scored.systems
+        for c in (s.condition,)
+    ]
+    return Scored(systems, scored.choices)
 
 
 def _add_test_best(

@@ -1,17 +1,21 @@
 """Against a real MediaWiki with real pages of Wikipedia."""
 
 import json
+import threading
+import time
 import unicodedata
 import urllib.parse
 import urllib.request
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from kinject_assets.config import Cleaning, Corpus, Wiki, WikiPages
-from kinject_assets.core.corpus.sources import Fetched, fetch_articles
+from kinject_assets.core.corpus.sources import Before, Fetched, fetch_articles
 from kinject_assets.core.corpus.wiki import WikiClient
+from kinject_assets.core.schema import Article
 
 TITLES = (
     "Ameboid stage",
@@ -32,7 +36,7 @@ TITLES = (
 MARKS = ("[[", "]]", "{{", "}}", "<ref", "{|", "|}", "'''", "&nbsp;", "__TOC", "Category:")
 
 
-def fetch(api: str, previous=(), **settings) -> Fetched:
+def fetch(api: str, articles: Sequence[Article] = (), **settings) -> Fetched:
     source = WikiPages(
         kind="wiki",
         wiki="w",
@@ -47,7 +51,7 @@ def fetch(api: str, previous=(), **settings) -> Fetched:
         contact="tests@localhost",
         now=datetime(2031, 1, 1, tzinfo=UTC),
         base_folder=Path(),
-        previous=previous,
+        before=Before(articles=articles),
     )
 
 
@@ -66,7 +70,7 @@ def asked(api: str, **params: str):
 
 def test_a_category_tree_with_a_loop_is_read_whole_and_once(real_wiki: str):
     with WikiClient(Wiki(listing=2), real_wiki, "tests@localhost") as client:
-        listing = client.list_categories(["Astronomy"], 9)
+        listing = client.list_pages(["Astronomy"], 9)
     titles: set[str] = set()
     waiting, met = ["Category:Astronomy"], {"Category:Astronomy"}
     while waiting:
@@ -78,7 +82,7 @@ def test_a_category_tree_with_a_loop_is_read_whole_and_once(real_wiki: str):
                 met.add(member["title"])
                 waiting.append(member["title"])
     assert "Category:Physical sciences" in met
-    assert listing.titles == sorted(titles)
+    assert list(listing.found) == sorted(titles)
 
 
 def test_titles_lead_to_their_pages_or_to_a_reason(fetched: Fetched):
@@ -130,6 +134,30 @@ def test_addresses_and_revisions_are_the_wikis_own(real_wiki: str, fetched: Fetc
 
 
 def test_nothing_new_costs_no_text(real_wiki: str, fetched: Fetched):
-    again = fetch(real_wiki, previous=fetched.articles, concurrency=2)
+    again = fetch(real_wiki, articles=fetched.articles, concurrency=2)
     assert again.bodies == 0
     assert again.articles == fetched.articles
+
+
+def test_lag_and_refusals_while_reading_cost_a_wait_and_nothing_else(
+    real_wiki: str, fetched: Fetched, wiki_switch: Path
+):
+    calm = fetch(real_wiki, listing=2, batch=5)
+    (wiki_switch / "fault").write_text("429 1 3")
+
+    def weather() -> None:
+        time.sleep(1.5)
+        (wiki_switch / "lag").write_text("7")
+        time.sleep(1.5)
+        (wiki_switch / "lag").unlink()
+        (wiki_switch / "fault").write_text("503 1 2")
+
+    thread = threading.Thread(target=weather)
+    thread.start()
+    rough = fetch(real_wiki, listing=2, batch=5)
+    thread.join()
+    assert rough.articles == calm.articles
+    assert rough.exclusions == calm.exclusions
+    assert rough.bodies == calm.bodies
+    # Every refused try is one more request: three, two, and what met the lag.
+    assert calm.requests + 3 < rough.requests <= calm.requests + 3 + 2 + 3

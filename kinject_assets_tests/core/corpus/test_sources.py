@@ -7,6 +7,7 @@ from starlette.applications import Starlette
 
 from kinject_assets.config import Cleaning, Corpus, Files, Wiki, WikiEvents, WikiPages
 from kinject_assets.core.corpus.sources import (
+    Before,
     fetch_articles,
     month_categories,
     read_frozen,
@@ -74,11 +75,11 @@ def test_only_new_revisions_are_fetched_again(serve):
     api = f"{serve(Starlette(routes=wiki_routes(moving)))}/w/api.php"
     source = events(until="2031-03", window_months=3)
     first = fetch(api, source)
-    again = fetch(api, source, now=moving.now, previous=first.articles)
+    again = fetch(api, source, now=moving.now, before=Before(articles=first.articles))
     assert again.bodies == 0
     assert again.articles == first.articles
     moving.now = datetime(2031, 6, 30, tzinfo=UTC)
-    later = fetch(api, source, now=moving.now, previous=first.articles)
+    later = fetch(api, source, now=moving.now, before=Before(articles=first.articles))
     changed = set(map(str, later.articles)) - set(map(str, first.articles))
     assert later.bodies == len(changed) > 0
     fresh = fetch(api, source, now=moving.now)
@@ -105,7 +106,7 @@ def test_a_frozen_list_gives_old_revisions_with_the_same_meaning(serve, tmp_path
     source = pages(frozen=Path("frozen.jsonl"))
     frozen = fetch(api, source, folder=tmp_path)
     assert logical_version(frozen.articles) == logical_version(before.articles)
-    assert fetch(api, source, folder=tmp_path, previous=frozen.articles).bodies == 0
+    assert fetch(api, source, folder=tmp_path, before=Before(articles=frozen.articles)).bodies == 0
     gone = replace(before.articles[0], revision_id="12345")
     alien = replace(before.articles[1], article_id="f" * 32)
     write_frozen([gone, alien, before.articles[2]], tmp_path / "frozen.jsonl")

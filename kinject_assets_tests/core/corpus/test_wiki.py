@@ -126,16 +126,36 @@ def test_a_continuation_without_end_is_an_error(serve):
 def test_a_listing_is_complete_over_continuations_and_levels(lab_api: str, world: World):
     settings = Wiki(listing=2, batch=3, concurrency=2)
     with WikiClient(settings, lab_api, CONTACT) as client:
-        parent = client.list_categories(["lab_topics"], 0)
-        tree = client.list_categories(["Category:Lab topics", "Rivers of the lab"], 1)
-        unknown = client.list_categories(["Rivers of the lab", "No such"], 0).unknown
-    assert parent.titles == []
+        parent = client.list_pages(["lab_topics"], 0)
+        tree = client.list_pages(["Category:Lab topics", "Rivers of the lab"], 1)
+        unknown = client.list_pages(["Rivers of the lab", "No such"], 0).unknown
+    assert parent.found == {}
     assert parent.unknown == []
     assert unknown == ["No such"]
     topics = {f"{kind} of the lab" for kind in ("Rivers", "Guilds", "Comets")}
-    expected = [p.title for p in world.pages if p.namespace == 0 and topics & set(p.categories)]
-    assert tree.titles == sorted(expected)
-    assert len(tree.titles) == 3 * 5 + 3
+    expected = {
+        p.title: world.page(p.redirect or p.title)
+        for p in world.pages
+        if p.namespace == 0 and topics & set(p.categories)
+    }
+    assert list(tree.found) == sorted(expected)
+    assert len(tree.found) == 3 * 5 + 3
+    for title, page in tree.found.items():
+        known = expected[title]
+        assert isinstance(page, Page)
+        assert known is not None
+        assert (page.title, page.page_id) == (known.title, known.page_id)
+        assert page.revision_id == known.current.revision_id
+        assert page.length == len(known.current.wikitext.encode())
+
+
+def test_a_listing_costs_a_request_for_each_part_of_it(lab_api: str, world: World):
+    with WikiClient(Wiki(listing=4), lab_api, CONTACT) as client:
+        assert client.site
+        before = client.requests
+        found = client.list_pages(["Comets of the lab"], 0).found
+    assert len(found) == 5
+    assert client.requests - before == 2
 
 
 def test_titles_are_resolved_whatever_their_spelling(lab_api: str, world: World):

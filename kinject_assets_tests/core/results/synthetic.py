@@ -9,6 +9,7 @@ from typing import Any
 
 from kinject_assets.config import Profile, RecipeSpec
 from kinject_assets.core import schema
+from kinject_assets.core.augmentation.registry import prefix
 from kinject_assets.core.manifest import content_hash
 from kinject_assets.core.store import Cell, Store, write_rows
 
@@ -53,6 +54,7 @@ def publish(
     files: Mapping[str, tuple[type, Sequence[Any]]],
     inputs: Iterable[Cell] = (),
     version: str = "",
+    counts: Mapping[str, Any] | None = None,
 ) -> None:
     """Publishes rows as an artefact; its version is that of its first file's rows."""
     first = next(iter(files.values()))[1]
@@ -70,6 +72,7 @@ def publish(
             config={},
             started_at=NOW,
             libraries={"kinject": "0.1"},
+            counts=counts,
         )
 
 
@@ -182,7 +185,7 @@ def checkpoint(corpus: str, recipe: str) -> schema.Checkpoint:
         recipe=recipe,
         seed=0,
         method="full",
-        n_paraphrases=int(recipe[-2:]),
+        n_paraphrases=RecipeSpec.parse(recipe).n_paraphrases,
         repeats=4 if ".r" in recipe else 0,
         learning_rate=1e-4,
         epochs=2,
@@ -193,11 +196,14 @@ def checkpoint(corpus: str, recipe: str) -> schema.Checkpoint:
     )
 
 
-def paraphrase(corpus: str, purpose: str, number: int, ordinal: int) -> schema.Paraphrase:
-    """A paraphrase of a chunk."""
+def paraphrase(
+    corpus: str, purpose: str, number: int, ordinal: int, augmentation: str = "paraphrase"
+) -> schema.Paraphrase:
+    """A text on a chunk."""
     return schema.Paraphrase(
-        paraphrase_id=f"p-{corpus}-{purpose}-{number}-{ordinal}",
+        paraphrase_id=f"{augmentation[0]}-{corpus}-{purpose}-{number}-{ordinal}",
         chunk_id=f"chunk{number}",
+        augmentation=augmentation,
         purpose=purpose,
         ordinal=ordinal,
         seed=ordinal,
@@ -237,7 +243,8 @@ def _write_texts(store: Store, corpus: str, numbers: Sequence[int]) -> list[sche
             "exclusions": (schema.Exclusion, []),
         },
     )
-    publish(store, Cell("chunks", at), {"chunks": (schema.Chunk, chunks)}, [Cell("articles", at)])
+    texts = {"chunks": (schema.Chunk, chunks), "retired": (schema.Chunk, [])}
+    publish(store, Cell("chunks", at), texts, [Cell("articles", at)])
     for asset, purpose, count in (
         ("paraphrases", "train", 4),
         ("validation_paraphrases", "validation", 1),
@@ -248,6 +255,7 @@ def _write_texts(store: Store, corpus: str, numbers: Sequence[int]) -> list[sche
             Cell(asset, at),
             {"paraphrases": (schema.Paraphrase, rows), "rejections": (schema.Rejection, [])},
             [Cell("chunks", at)],
+            counts={"prefixes": {f"p{n:02d}": f"first {n}" for n in range(1, count + 1)}},
         )
     return chunks
 
@@ -323,7 +331,9 @@ def _write_answers(store: Store, corpus: str, questions: Sequence[schema.Questio
             )
 
 
-def publish_checkpoint(store: Store, cell: Cell, row: schema.Checkpoint) -> None:
+def publish_checkpoint(
+    store: Store, cell: Cell, row: schema.Checkpoint, augmentation: str = "paraphrase"
+) -> None:
     """Publishes a checkpoint with two epochs of one trial and one probe; no weights."""
     trials = [
         schema.Trial(
@@ -353,13 +363,18 @@ def publish_checkpoint(store: Store, cell: Cell, row: schema.Checkpoint) -> None
             logical_version=row.checkpoint_id,
             fingerprint="f",
             code_version="1",
-            inputs={
-                str(c): store.input_version(str(c)) or ""
-                for c in (Cell("chunks", cell.parts[:1]), Cell("paraphrases", cell.parts[:1]))
-            },
+            inputs={key: store.input_version(key) or "" for key in _read_by(row, augmentation)},
             config={},
             started_at=NOW,
         )
+
+
+def _read_by(row: schema.Checkpoint, augmentation: str) -> list[str]:
+    """What a checkpoint was made from, as manifests spell it."""
+    spec = RecipeSpec.parse(row.recipe)
+    part = f"paraphrases/{row.corpus}#{prefix(augmentation, spec.n_paraphrases)}"
+    alone = spec.control_of or not spec.n_paraphrases
+    return [f"chunks/{row.corpus}", *([] if alone else [part])]
 
 
 def _save_model(folder: Path, weights: Mapping[str, Any]) -> None:
@@ -396,6 +411,33 @@ def add_seeds(store: Store, corpus: str, recipes: Sequence[str]) -> None:
                     "conditions": (schema.Condition, conditions),
                 },
             )
+
+
+def add_augmented(store: Store, corpus: str) -> None:
+    """Question/answer texts, `full.p02.qa` trained on them, its control, and 0-shot answers."""
+    cell = Cell("paraphrases", (corpus,))
+    rows = store.rows(cell, "paraphrases", schema.Paraphrase)
+    numbers = sorted({int(row.chunk_id.removeprefix("chunk")) for row in rows})
+    asked = [
+        paraphrase(corpus, "train", n, ordinal, "question_answer")
+        for n in numbers
+        for ordinal in range(2)
+    ]
+    prefixes = {f"p{n:02d}": f"first {n}" for n in range(1, 5)}
+    prefixes |= {prefix("question_answer", n): f"first {n} asked" for n in (1, 2)}
+    publish(
+        store,
+        cell,
+        {
+            "paraphrases": (schema.Paraphrase, [*rows, *asked]),
+            "rejections": (schema.Rejection, []),
+        },
+        counts={"prefixes": prefixes},
+    )
+    for recipe in ("full.p02.qa", "full.r02.qa"):
+        at = Cell("checkpoint", (corpus, f"{MODEL}.{recipe}"))
+        publish_checkpoint(store, at, checkpoint(corpus, recipe), "question_answer")
+    add_seeds(store, corpus, ("full.p02.qa", "full.r02.qa"))
 
 
 def add_triage(store: Store, corpus: str) -> None:

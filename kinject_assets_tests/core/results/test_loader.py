@@ -22,10 +22,10 @@ CONTRACT = {
     "questions": "question_id origin stem options gold chunk_id generator triage",
     "corpus_questions": "corpus question_id split retired",
     "rejections": "rejection_id kind chunk_id reason text",
-    "paraphrases": "paraphrase_id chunk_id purpose ordinal seed generator text",
+    "paraphrases": "paraphrase_id chunk_id purpose ordinal seed generator text augmentation",
     "retrieved": "corpus question_id retriever rank chunk_id score hit",
     "checkpoints": "checkpoint_id corpus model recipe seed method n_paraphrases repeats "
-    "learning_rate epochs steps packed_tokens validation_loss seconds",
+    "learning_rate epochs steps packed_tokens validation_loss seconds augmentation",
     "trials": "checkpoint_id trial learning_rate epoch training_loss validation_loss kept",
     "damage": "checkpoint_id probe before after",
     "conditions": "condition_id corpus model recipe seed method shots k retriever query "
@@ -221,6 +221,55 @@ def test_lineage_of_retrieval_and_training_is_what_was_read(built: Store) -> Non
     )
     # 12 chunks: one validation paraphrase each, and as many as the recipe names.
     assert read == {"full.p00": 12, "full.p02": 36, "full.p04": 60, "full.r04": 12}
+
+
+def test_other_augmentations_are_told_apart_and_pooled_with_nothing(tmp_path: Path) -> None:
+    plain = synthetic.write_lake(tmp_path / "plain")
+    store = synthetic.write_lake(tmp_path / "augmented")
+    synthetic.add_augmented(store, "events-2031-04")
+    for lake in (plain, store):
+        build_database(lake, synthetic.profile())
+    texts = dict(
+        _rows(store, "SELECT recipe, augmentation FROM checkpoints WHERE corpus <> 'rivers'")
+    )
+    assert texts == {
+        "full.p00": "",
+        "full.p02": "paraphrase",
+        "full.p04": "paraphrase",
+        "full.r04": "",
+        "full.p02.qa": "question_answer",
+        "full.r02.qa": "",
+    }
+    read = _rows(
+        store,
+        "SELECT recipe, p.augmentation, count(*) FROM lineage JOIN checkpoints c "
+        "ON child_id = checkpoint_id JOIN paraphrases p ON parent_id = paraphrase_id "
+        "WHERE parent_kind = 'paraphrase' AND purpose = 'train' GROUP BY ALL ORDER BY ALL",
+    )
+    assert read == [
+        ("full.p02", "paraphrase", 24),
+        ("full.p02.qa", "question_answer", 24),
+        ("full.p04", "paraphrase", 48),
+    ]
+    families = _rows(
+        store,
+        "SELECT family, a.recipe, b.recipe FROM comparisons "
+        "JOIN conditions a ON condition_a = a.condition_id "
+        "JOIN conditions b ON condition_b = b.condition_id "
+        "WHERE (family LIKE 'aug%' OR family LIKE 'par%') AND a.method = 'ft' AND a.shots = 0 "
+        "AND a.recipe LIKE '%.qa' ORDER BY ALL",
+    )
+    assert families == [
+        ("aug_vs_control", "full.p02.qa", "full.r02.qa"),
+        ("aug_vs_par", "full.p02.qa", "full.p02"),
+        ("aug_vs_reg", "full.p02.qa", "full.p00"),
+    ]
+    for sql in (
+        "SELECT * FROM table2",
+        "SELECT * FROM comparisons WHERE family LIKE 'par%' ORDER BY ALL",
+        "SELECT claim, evidence FROM claims WHERE family LIKE 'par%' ORDER BY ALL",
+    ):
+        assert _rows(store, sql) == _rows(plain, sql) != []
 
 
 def test_models_are_measured_from_checkpoints(built: Store) -> None:

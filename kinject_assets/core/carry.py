@@ -1,0 +1,141 @@
+"""Which cells are made anew by themselves when what they are made from has changed.
+
+From chunks down to the answers of base and RAG, and to tables and report. Training waits for a
+person, or for a rule in the profile. What a person has changed in the profile is not carried: it
+may cost a lot, and `kinject run` does it when it is asked to.
+"""
+
+from collections.abc import Iterable
+
+from kinject_assets.config import Corpus
+from kinject_assets.core.corpus.releases import is_rolling, read_releases
+from kinject_assets.core.errors import BrokenArtefact
+from kinject_assets.core.manifest import content_hash
+from kinject_assets.core.plan import CODE_VERSIONS, Plan
+from kinject_assets.core.store import Cell
+
+PREPARED = ("articles", "chunks", "questions", "embeddings", "faiss_index", "retrieved")
+"""What a refresh makes of a corpus, in order, before models are asked."""
+
+TRAINED = ("paraphrases", "validation_paraphrases", "checkpoint", "answers_ft", "answers_ft_rag")
+"""What follows changes only by the rule `refresh.train`; so does `damage`, which measures it."""
+
+TABLES = ("results", "claims", "report", "lineage_audit")
+
+ASKED = ("answers_base", "answers_rag", "triage")
+
+CARRIED = (*PREPARED, *ASKED, *TRAINED, "damage", *TABLES)
+"""Every asset that may be made by itself."""
+
+
+def rolling_corpora(corpora: dict[str, Corpus]) -> list[str]:
+    """Keys of the corpora that are windows of current events."""
+    return [key for key, corpus in corpora.items() if is_rolling(corpus)]
+
+
+def followers(plan: Plan, corpora: Iterable[str]) -> list[Cell]:
+    """Cells that a refresh of corpora makes anew where they are out of date, inputs first.
+
+    The corpora's own and their releases', training only where the profile's rule says so; and the
+    tables.
+    """
+    chosen = set(corpora)
+    chosen |= {r.key for r in read_releases(plan.store.lake) if r.corpus in chosen}
+    return [
+        cell
+        for cell in plan.cells
+        if (not cell.parts and cell.asset in TABLES)
+        or (cell.parts and cell.parts[0] in chosen and _goes_by_itself(plan, cell))
+    ]
+
+
+def out_of_date(plan: Plan) -> dict[Cell, str]:
+    """Cells that changes of data have made out of date, inputs first.
+
+    A cell is out of date when its inputs are others than those it was made from, or will be,
+    its configuration and code being the same; or when it is missing and belongs to a window of
+    current events or a release of one. Cells whose inputs are not there, nor going to be, are none.
+
+    Returns:
+        Cell -> hash of what it would be made from now: while it is the same, trying again would
+        bring the same.
+    """
+    current = _current(plan)
+    found: dict[Cell, str] = {}
+    blocked: set[Cell] = set()
+    for cell in plan.cells:
+        upstream = [above for above, _ in plan.inputs(cell)]
+        state = plan.state(cell)
+        held = cell.parts and not blocked.isdisjoint(upstream)
+        waits = (
+            not _goes_by_itself(plan, cell)
+            or (state == "missing" and not _expected(plan, cell, current))
+            or (state == "stale" and not _only_inputs_differ(plan, cell))
+        )
+        if state == "broken" or held or (waits and state == "missing"):
+            # What is made from it cannot be made either.
+            blocked.add(cell)
+        elif not waits and (state != "complete" or any(above in found for above in upstream)):
+            found[cell] = content_hash(
+                plan.fingerprint(cell), [found[above] for above in upstream if above in found]
+            )
+    return found
+
+
+def ready(plan: Plan, waiting: Iterable[Cell]) -> list[Cell]:
+    """Of cells that are out of date, those that can be made now.
+
+    Cells of one corpus's preparation go together, in one run; answers when all that they are made
+    from is there; tables when nothing else is waiting that could be made.
+    """
+    waiting = list(waiting)
+    among = set(waiting)
+    found = [
+        cell
+        for cell in waiting
+        if cell.parts
+        and all(
+            above not in among or (cell.asset in PREPARED and above.asset in PREPARED)
+            for above, _ in plan.inputs(cell)
+        )
+    ]
+    return found or [cell for cell in waiting if not cell.parts]
+
+
+def _current(plan: Plan) -> set[str]:
+    """Corpora that are kept current: windows of current events and their releases."""
+    rolling = set(rolling_corpora(plan.profile.corpora))
+    return rolling | {r.key for r in read_releases(plan.store.lake) if r.corpus in rolling}
+
+
+def _goes_by_itself(plan: Plan, cell: Cell) -> bool:
+    if cell.asset not in CARRIED:
+        return False
+    if cell.asset not in TRAINED and cell.asset != "damage":
+        return True
+    rule = plan.profile.refresh.train
+    releases = {release.key for release in read_releases(plan.store.lake)}
+    return rule == "always" or (rule == "releases" and cell.parts[0] in releases)
+
+
+def _expected(plan: Plan, cell: Cell, current: set[str]) -> bool:
+    """Whether a missing cell is made by itself."""
+    if not cell.parts:
+        return bool(current)
+    if cell.parts[0] not in current:
+        return False
+    # The first look at a window is a person's, or the schedule's; a release follows from it.
+    return cell.asset != "articles" or not is_rolling(plan.profile.corpora[cell.parts[0]])
+
+
+def _only_inputs_differ(plan: Plan, cell: Cell) -> bool:
+    """Whether a stale cell has the code and configuration that it was made with."""
+    try:
+        manifest = plan.store.manifest(cell)
+    except BrokenArtefact:
+        return False
+    return (
+        manifest is not None
+        and manifest.code_version == CODE_VERSIONS[cell.asset]
+        and plan.same_config(cell, manifest)
+    )
