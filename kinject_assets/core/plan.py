@@ -22,7 +22,7 @@ from kinject_assets.core.manifest import Manifest, file_sha256, fingerprint
 from kinject_assets.core.store import Cell, Store
 
 CODE_VERSIONS: dict[str, str] = {
-    "articles": "1",
+    "articles": "2",
     "chunks": "2",
     "questions": "2",
     "paraphrases": "2",

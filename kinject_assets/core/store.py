@@ -79,7 +79,9 @@ def read_rows(path: Path, row_type: type[Row]) -> list[Row]:
     import pyarrow.parquet as pq
 
     try:
-        table = pq.read_table(path, page_checksum_verification=True)
+        # `read_table` would import pandas, for nothing.
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            table = file.read()
         if table.schema.names != arrow_schema(row_type).names:
             raise BrokenArtefact(
                 f"{path}: columns are {table.schema.names}, expected "

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
 from kinject_assets.config import Lab
-from kinject_assets.core.corpus.sources import MONTH_NAMES
+from kinject_assets.core.corpus.templates import MONTHS
 from kinject_assets.core.errors import ProfileError
 from kinject_assets.core.manifest import content_hash
 from kinject_assets.lab.grammar import POOLS, Fact, parse, tell
@@ -32,7 +32,7 @@ def topic_category(kind: str) -> str:
 def month_category(key: str) -> str:
     """Category of a month's events, e.g. `January 2031 events in the lab` for `2031-01`."""
     year, month = key.split("-")
-    return f"{MONTH_NAMES[int(month) - 1]} {year} events in the lab"
+    return f"{MONTHS[int(month) - 1]} {year} events in the lab"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -72,30 +71,17 @@ class Reports(World):
         return self._page_of(title, "\n".join([*parts, f"[[Category:{CATEGORY}]]"]))
 
     def _page_of(self, title: str, text: str, namespace: int = ARTICLE) -> WorldPage:
-        return self._page(
-            title, self._revised(title, text), [CATEGORY] * (namespace == ARTICLE), namespace
+        return WorldPage(
+            page_id=int(content_hash("page", title)[:12], 16),
+            namespace=namespace,
+            title=title,
+            categories=(CATEGORY,) if namespace == ARTICLE else (),
+            revisions=(self._revised(title, text),),
         )
 
     def _revised(self, title: str, text: str) -> PageRevision:
         number = int(content_hash(title, text, self._now)[:12], 16)
         return PageRevision(revision_id=number, timestamp=self._now, wikitext=text)
-
-    def _page(
-        self,
-        title: str,
-        revision: PageRevision,
-        categories: Iterable[str],
-        namespace: int = ARTICLE,
-        redirect: str = "",
-    ) -> WorldPage:
-        return WorldPage(
-            page_id=int(content_hash("page", title)[:12], 16),
-            namespace=namespace,
-            title=title,
-            categories=tuple(categories),
-            revisions=(revision,),
-            redirect=redirect,
-        )
 
     def edit_sentences(self, count: int) -> list[str]:
         """Replaces one sentence in each of so many reports; their titles."""

@@ -12,16 +12,12 @@ from kinject_assets.core.corpus.articles import make_article
 from kinject_assets.core.corpus.cleaning import clean
 from kinject_assets.core.corpus.files import read_files
 from kinject_assets.core.corpus.kept import KeptTexts
+from kinject_assets.core.corpus.templates import MONTHS
 from kinject_assets.core.corpus.wiki import Page, Revision, WikiClient
 from kinject_assets.core.errors import SourceError
 from kinject_assets.core.manifest import content_hash, write_atomically
 from kinject_assets.core.progress import Report, silent
 from kinject_assets.core.schema import Article, Exclusion, Listed
-
-MONTH_NAMES = tuple(
-    "January February March April May June July August September October November December".split()
-)
-"""English, whatever the computer's language: they are parts of category names."""
 
 REDIRECT = re.compile(r"\s*#redirect\b", re.IGNORECASE)
 
@@ -116,7 +112,7 @@ def month_categories(templates: Iterable[str], months: Iterable[str]) -> list[st
         for template in templates:
             try:
                 found.append(
-                    template.format(year=year, month=month, month_name=MONTH_NAMES[int(month) - 1])
+                    template.format(year=year, month=month, month_name=MONTHS[int(month) - 1])
                 )
             except (KeyError, IndexError, ValueError, AttributeError) as error:
                 raise SourceError(
