@@ -348,12 +348,13 @@ def plan(profile_name: str | None, fmt: str, cells: bool, listing: bool) -> None
     profile's `hardware`; disk. For a study from nothing, with what is still open beside it. Nothing
     is asked of any service, but for wikis with --list.
 
-    \b
     Sizes of corpora come from the best source there is, and each number says from which:
+
+    \b
       made      the artefact is in the lake: exact
       read      folders of documents: read and cut now, costs nothing
-      listed    wikis: from the lengths of their pages, once --list has asked for them
-      expected  the profile: corpora.NAME.expected_chunks (for events: of each month)
+      listed    wikis: from the lengths of their pages, which --list asks for
+      expected  corpora.NAME.expected_chunks (for events: of each month)
       known     exams of MMLU: their published sizes
       computed  questions: chunks x exams.keep x (1 - exams.shots_share)
 

@@ -24,6 +24,7 @@ from kinject_assets.core import journal
 from kinject_assets.core.carry import followers, out_of_date, rolling_corpora
 from kinject_assets.core.corpus.releases import read_releases
 from kinject_assets.core.errors import DiskFull, KinjectError, MissingArtefact, is_disk_full
+from kinject_assets.core.estimate import keep_estimate
 from kinject_assets.core.lineage.audit import audit, trace
 from kinject_assets.core.llm.ledger import Ledger
 from kinject_assets.core.manifest import write_atomically
@@ -170,6 +171,7 @@ class _Session:
         if self.stopped:
             return
         _check_models(plan.profile, cells)
+        keep_estimate(self.profile, self.store)
         add_corpus_keys(self.instance)
         open_cells = _open(plan, cells, again)
         heavy = {cell.asset for cell in open_cells} & LIBRARIES.keys()

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from kinject_assets.config import Corpus, Profile
 from kinject_assets.core import schema
 from kinject_assets.core.augmentation.registry import of_prefix
+from kinject_assets.core.corpus.releases import read_releases
 from kinject_assets.core.exams.novelty import novelty
 from kinject_assets.core.manifest import Manifest, content_hash
 from kinject_assets.core.plan import now
@@ -30,7 +31,7 @@ from kinject_assets.core.results.scores import (
     score_rows,
 )
 from kinject_assets.core.statistics.claims import RULES, judge
-from kinject_assets.core.statistics.comparisons import Trained, compare_all
+from kinject_assets.core.statistics.comparisons import System, Trained, compare_all
 from kinject_assets.core.statistics.pooling import pool_all
 from kinject_assets.core.statistics.published import published
 from kinject_assets.core.statistics.selection import fold_of
@@ -58,6 +59,7 @@ class Lake:
     articles: list[schema.Article] = field(default_factory=list)
     chunks: dict[str, list[schema.Chunk]] = field(default_factory=dict)
     retired: list[schema.Chunk] = field(default_factory=list)
+    releases: dict[str, str] = field(default_factory=dict)
     questions: dict[str, list[schema.Question]] = field(default_factory=dict)
     triage: dict[str, schema.Triage] = field(default_factory=dict)
     paraphrases: dict[str, list[schema.Paraphrase]] = field(
@@ -77,6 +79,7 @@ class Lake:
 def read_lake(store: Store, report: Report = silent) -> Lake:
     """Reads every published artefact; what is not there is left empty."""
     lake = Lake([(c, m) for c, m in store.published() if c.parts])
+    lake.releases = {release.key: release.corpus for release in read_releases(store.lake)}
     for done, (cell, manifest) in enumerate(lake.published, 1):
         _read_cell(store, lake, cell, manifest)
         report(f"read {cell}", done, len(lake.published))
@@ -176,8 +179,26 @@ def _exams(lake: Lake, profile: Profile) -> dict[str, Exam]:
         fold = {q.question_id: _fold(q, article_of, profile.scoring.folds) for q in scored}
         chance = {q.question_id: 1 / len(q.options) for q in scored}
         stratum = {q.question_id: _stratum(lake, q) for q in scored}
-        exams[corpus] = Exam(settings.table if settings else 2, fold, chance, stratum)
+        exams[corpus] = Exam(
+            settings.table if settings else 2,
+            fold,
+            chance,
+            stratum,
+            lake.releases.get(corpus, ""),
+        )
     return exams
+
+
+def _by_release(systems: Sequence[System], exams: Mapping[str, Exam]) -> list[list[System]]:
+    """Systems of corpora that are no releases, then those of each release.
+
+    So that Holm's adjustment of a study does not grow with every month that closes.
+    """
+    groups: defaultdict[str, list[System]] = defaultdict(list)
+    for system in systems:
+        corpus = system.condition.corpus
+        groups[corpus if exams[corpus].release_of else ""].append(system)
+    return [groups[key] for key in sorted(groups)]
 
 
 def _stratum(lake: Lake, question: schema.Question) -> str:
@@ -218,8 +239,12 @@ def _content(
         for row in score_rows(Scored(systems, scored.choices), exams, profile, stratum)
     ]
     report("comparing")
-    comparisons = [c for name, systems in strata.items() for c in compare_all(systems, name)]
-    numbers = {corpus: exam.table for corpus, exam in exams.items()}
+    groups = [
+        (name, group) for name, systems in strata.items() for group in _by_release(systems, exams)
+    ]
+    comparisons = [c for name, group in groups for c in compare_all(group, name)]
+    # Releases share questions with their window: for claims they would count them twice.
+    numbers = {corpus: exam.table for corpus, exam in exams.items() if not exam.release_of}
     known = {c.claim: c for c in judge(published(references))} if references else {}
     rules = {rule.claim: rule for rule in RULES}
     return {
@@ -297,9 +322,7 @@ def _content(
         "scores": scores,
         "letter_bias": letter_rows(lake.answers, lake.conditions, exams),
         "comparisons": _merged(comparisons),
-        "pooled": _merged(
-            row for name, systems in strata.items() for row in pool_all(systems, name)
-        ),
+        "pooled": _merged(row for name, group in groups for row in pool_all(group, name)),
         "claims": [
             {
                 **asdict(claim),
@@ -309,7 +332,9 @@ def _content(
                 "published_verdict": known[claim.claim].verdict if known else None,
                 "published_evidence": known[claim.claim].evidence if known else None,
             }
-            for claim in judge(gather(scores, comparisons, numbers))
+            for claim in judge(
+                gather([s for s in scores if s["corpus"] in numbers], comparisons, numbers)
+            )
         ],
         "generations": _merged(generations),
         "lineage": _lineage(lake),

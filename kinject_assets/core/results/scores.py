@@ -37,12 +37,14 @@ class Exam:
         fold: Test question that is not retired -> fold.
         chance: Question -> 1 / number of its options.
         stratum: Question -> stratum that triage put it into; empty where it did not ask.
+        release_of: Window of current events that the corpus is a frozen release of; empty for none.
     """
 
     table: int
     fold: Mapping[str, int]
     chance: Mapping[str, float]
     stratum: Mapping[str, str] = field(default_factory=dict)
+    release_of: str = ""
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,11 @@ def _variant(condition: Condition) -> tuple[Any, ...]:
     return tuple(v for key, v in fields.items() if key not in {"condition_id", "k", "corpus"})
 
 
+def _independent(corpora: Iterable[str], exams: Mapping[str, Exam], window: str) -> frozenset[str]:
+    """Corpora that share no questions with one another, nor with a release of `window`."""
+    return frozenset(c for c in corpora if not exams[c].release_of and c != window)
+
+
 def score_all(
     conditions: Sequence[Condition],
     answers: Iterable[Answer],
@@ -99,7 +106,8 @@ def score_all(
     """Every condition's outcomes under every rule, in a fixed order.
 
     K is cross-fitted per model, shots, method and recipe, pooled over the corpora of one table
-    that were answered with the same values of K.
+    that were answered with the same values of K. Releases of a window share its questions: they
+    have no part in the choice for others, nor their window in theirs.
 
     Args:
         conditions: In any order.
@@ -126,7 +134,12 @@ def score_all(
     for corpora in families.values():
         for corpus, by_k in corpora.items():
             _add_test_best(scored, by_k, outcomes)
-            pool = {c: ks for c, ks in corpora.items() if set(ks) == set(by_k)}
+            pool = {
+                c: ks
+                for c, ks in corpora.items()
+                if set(ks) == set(by_k)
+                and (c == corpus or c in _independent(corpora, exams, exams[corpus].release_of))
+            }
             _add_cross_fitted(scored, corpus, pool, outcomes, exams, folds)
     systems = [
         replace(s, trained=trained.get((c.corpus, c.model, c.recipe), AS_NAMED))
