@@ -517,8 +517,8 @@ def lab_serve(
 
 @lab.command("advance")
 @profile_option
-@click.option("--days", type=click.IntRange(min=1), help="Days to move on.")
-@click.option("--months", type=click.IntRange(min=1), help="Months to move on.")
+@click.option("--days", type=click.IntRange(1, 3660), help="Days to move on.")
+@click.option("--months", type=click.IntRange(1, 120), help="Months to move on.")
 @click.option("--to", type=click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M"]), help="UTC.")
 def lab_advance(
     profile_name: str | None, days: int | None, months: int | None, to: "datetime | None"

@@ -619,6 +619,15 @@ class Profile(Settings):
                         "contact: needed when a wiki is read, e.g. contact: you@example.org "
                         "(Wikimedia's User-Agent policy)"
                     )
+        stems: dict[str, str] = {}
+        for key, corpus in self.corpora.items():
+            if corpus.source.kind == "events" and corpus.source.until == "now":
+                stem = key.removesuffix("-current")
+                if (other := stems.setdefault(stem, key)) != key:
+                    problems.append(
+                        f"corpora.{key}: its releases would be called as those of `{other}`; "
+                        "rename one of them"
+                    )
         if self.llm.base_url == "lab" and self.lab is None:
             problems.append("llm.base_url: `lab` needs the part `lab:`, e.g. lab: {seed: 1}")
         for name in self.recipes:

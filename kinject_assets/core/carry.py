@@ -7,11 +7,11 @@ may cost a lot, and `kinject run` does it when it is asked to.
 
 from collections.abc import Iterable
 
-from kinject_assets.config import Corpus
+from kinject_assets.config import Profile
 from kinject_assets.core.corpus.releases import is_rolling, read_releases
 from kinject_assets.core.errors import BrokenArtefact
 from kinject_assets.core.manifest import content_hash
-from kinject_assets.core.plan import CODE_VERSIONS, Plan
+from kinject_assets.core.plan import CODE_VERSIONS, METHODS, Plan
 from kinject_assets.core.store import Cell
 
 PREPARED = ("articles", "chunks", "questions", "embeddings", "faiss_index", "retrieved")
@@ -28,39 +28,41 @@ CARRIED = (*PREPARED, *ASKED, *TRAINED, "damage", *TABLES)
 """Every asset that may be made by itself."""
 
 
-def rolling_corpora(corpora: dict[str, Corpus]) -> list[str]:
-    """Keys of the corpora that are windows of current events."""
-    return [key for key, corpus in corpora.items() if is_rolling(corpus)]
+def rolling_corpora(profile: Profile) -> list[str]:
+    """Keys of the corpora that are windows of current events, and asked for."""
+    asked = {corpus for cells in profile.grid for corpus in cells.corpora}
+    return [key for key, corpus in profile.corpora.items() if key in asked and is_rolling(corpus)]
 
 
 def followers(plan: Plan, corpora: Iterable[str]) -> list[Cell]:
-    """Cells that a refresh of corpora makes anew where they are out of date, inputs first.
+    """Cells that a refresh of corpora makes anew, inputs first: out of date, or not there yet.
 
     The corpora's own and their releases', training only where the profile's rule says so; and the
     tables.
     """
     chosen = set(corpora)
     chosen |= {r.key for r in read_releases(plan.store.lake) if r.corpus in chosen}
-    return [
-        cell
-        for cell in plan.cells
-        if (not cell.parts and cell.asset in TABLES)
-        or (cell.parts and cell.parts[0] in chosen and _goes_by_itself(plan, cell))
-    ]
+    waiting = out_of_date(plan, chosen)
+    return [cell for cell in waiting if not cell.parts or cell.parts[0] in chosen]
 
 
-def out_of_date(plan: Plan) -> dict[Cell, str]:
+def out_of_date(plan: Plan, corpora: Iterable[str] = ()) -> dict[Cell, str]:
     """Cells that changes of data have made out of date, inputs first.
 
     A cell is out of date when its inputs are others than those it was made from, or will be,
     its configuration and code being the same; or when it is missing and belongs to a window of
-    current events or a release of one. Cells whose inputs are not there, nor going to be, are none.
+    current events, a release of one, or one of `corpora`. Cells whose inputs are not there, nor
+    going to be, are none; nor those whose inputs wait for a person.
+
+    Args:
+        plan: What each cell is made from.
+        corpora: Corpora whose missing cells are made, whatever they are.
 
     Returns:
         Cell -> hash of what it would be made from now: while it is the same, trying again would
         bring the same.
     """
-    current = _current(plan)
+    current = _current(plan) | set(corpora)
     found: dict[Cell, str] = {}
     blocked: set[Cell] = set()
     for cell in plan.cells:
@@ -70,9 +72,9 @@ def out_of_date(plan: Plan) -> dict[Cell, str]:
         waits = (
             not _goes_by_itself(plan, cell)
             or (state == "missing" and not _expected(plan, cell, current))
-            or (state == "stale" and not _only_inputs_differ(plan, cell))
+            or (state == "stale" and not only_inputs_differ(plan, cell))
         )
-        if state == "broken" or held or (waits and state == "missing"):
+        if state == "broken" or held or (waits and state != "complete"):
             # What is made from it cannot be made either.
             blocked.add(cell)
         elif not waits and (state != "complete" or any(above in found for above in upstream)):
@@ -104,7 +106,7 @@ def ready(plan: Plan, waiting: Iterable[Cell]) -> list[Cell]:
 
 def _current(plan: Plan) -> set[str]:
     """Corpora that are kept current: windows of current events and their releases."""
-    rolling = set(rolling_corpora(plan.profile.corpora))
+    rolling = set(rolling_corpora(plan.profile))
     return rolling | {r.key for r in read_releases(plan.store.lake) if r.corpus in rolling}
 
 
@@ -121,14 +123,15 @@ def _goes_by_itself(plan: Plan, cell: Cell) -> bool:
 def _expected(plan: Plan, cell: Cell, current: set[str]) -> bool:
     """Whether a missing cell is made by itself."""
     if not cell.parts:
-        return bool(current)
+        answers = (c for c in plan.cells if c.asset in METHODS.values())
+        return any(plan.state(c) != "missing" for c in answers)
     if cell.parts[0] not in current:
         return False
     # The first look at a window is a person's, or the schedule's; a release follows from it.
     return cell.asset != "articles" or not is_rolling(plan.profile.corpora[cell.parts[0]])
 
 
-def _only_inputs_differ(plan: Plan, cell: Cell) -> bool:
+def only_inputs_differ(plan: Plan, cell: Cell) -> bool:
     """Whether a stale cell has the code and configuration that it was made with."""
     try:
         manifest = plan.store.manifest(cell)

@@ -304,6 +304,8 @@ class Plan:
         match cell.asset:
             case "articles" if corpus:
                 found = {"source": of(corpus.source), "cleaning": of(profile.cleaning)}
+                if corpus.source.kind == "events" and corpus.source.until != "now":
+                    found["source"] = of(corpus.source, "revisit_months")
                 if corpus.source.kind != "files":
                     wiki = profile.wikis[corpus.source.wiki]
                     found["api_url"] = wiki.api_url

@@ -309,7 +309,8 @@ class Answer:
             (place + r) mod n at a place.
         truncated_tokens: Tokens of shots or retrieved text left out to fit the window.
         checkpoint_id: Empty for `base` and `rag`.
-        prompt_id: Hash of the prompts and their options: equal ones need not be asked again.
+        prompt_id: Hash of the base model, the prompts and their options: where it and the
+            checkpoint are equal, the model need not be asked again.
         run_id: Run in which the model was asked; an earlier one where the answer was taken over.
     """
 

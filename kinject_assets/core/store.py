@@ -8,7 +8,7 @@ current when its manifest replaces the old one: readers and crashes never see a 
 import json
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -137,14 +137,27 @@ class Store:
         return sorted((p for p in found if p), key=lambda p: p.at, reverse=True)
 
     @contextmanager
-    def lock(self, cell: Cell) -> Iterator[None]:
-        """Keeps other processes from making a cell; waits for one that does."""
-        from filelock import FileLock
+    def lock(self, cell: Cell, waiting: Callable[[], None]) -> Iterator[None]:
+        """Keeps other processes from making a cell.
+
+        Args:
+            cell: What is going to be made.
+            waiting: Called when another process makes it, before that is waited for.
+        """
+        from filelock import FileLock, Timeout
 
         path = self.lake.joinpath(".work", ".locks", *cell.parts, f"{cell.asset}.lock")
         path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(path):
+        lock = FileLock(path)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            waiting()
+            lock.acquire()
+        try:
             yield
+        finally:
+            lock.release()
 
     def manifest(self, cell: Cell) -> Manifest | None:
         """The manifest of a published artefact, or `None`."""

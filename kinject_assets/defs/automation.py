@@ -17,18 +17,19 @@ import dagster as dg
 from kinject_assets.config import home
 from kinject_assets.core import journal
 from kinject_assets.core.carry import CARRIED, PREPARED, out_of_date, ready, rolling_corpora
+from kinject_assets.core.manifest import content_hash
 from kinject_assets.core.plan import Plan
 from kinject_assets.core.store import Cell, Store
 from kinject_assets.defs.instance import FAILURES
-from kinject_assets.defs.io import UNLESS_COMPLETE
+from kinject_assets.defs.io import CARRY, UNLESS_COMPLETE
 from kinject_assets.defs.jobs import follow
 from kinject_assets.defs.partitions import CORPUS, PROFILE, cell_parts, corpus_keys, partition_key
 
 REFRESH = PROFILE.refresh
 
-TAGS = {UNLESS_COMPLETE: "true"}
+TAGS = {UNLESS_COMPLETE: CARRY}
 
-ROLLING = rolling_corpora(PROFILE.corpora)
+ROLLING = rolling_corpora(PROFILE)
 """Windows of current events."""
 
 ALERT_URL = "KINJECT_ALERT_URL"
@@ -49,6 +50,13 @@ def _seen_at(moment: datetime) -> tuple[Plan, dict[Cell, str]]:
     """What is out of date, looked up once for all assets of a tick."""
     plan = _plan()
     return plan, out_of_date(plan)
+
+
+OTHERS, STUCK = "/others", "/stuck"
+"""Keys of a cursor, beside partitions: what else waited at the last tick, and for how many."""
+
+PATIENCE = 4
+"""Ticks after which the tables do not wait any more for what does not get on."""
 
 
 class OutOfDate(dg.AutomationCondition):
@@ -72,6 +80,13 @@ class OutOfDate(dg.AutomationCondition):
             return dg.AutomationResult(context, candidates, cursor=json.dumps(asked))
         plan, waiting = _seen_at(context.evaluation_time)
         chosen: dict[str, str] = {}
+        if context.partitions_def is None:
+            # What fails again and again must not keep the tables from what is there.
+            others = content_hash([h for cell, h in waiting.items() if cell.parts])
+            stuck = int(asked.get(STUCK, 0)) + 1 if asked.get(OTHERS) == others else 0
+            asked |= {OTHERS: others, STUCK: str(stuck)}
+            if stuck >= PATIENCE:
+                waiting = {cell: h for cell, h in waiting.items() if not cell.parts}
         for cell in ready(plan, waiting):
             key = str(partition_key(cell.parts) or "")
             if cell.asset == context.key.to_user_string() and asked.get(key) != waiting[cell]:
@@ -84,8 +99,13 @@ class OutOfDate(dg.AutomationCondition):
         return dg.AutomationResult(context, true, cursor=json.dumps(asked | chosen))
 
 
-CARRY_ON = (~dg.AutomationCondition.in_progress() & OutOfDate()).with_label("carry changes on")
-"""The candidates that `OutOfDate` sees are those that no run is making: what it gives is asked."""
+CARRY_ON = (
+    ~dg.AutomationCondition.in_progress()
+    & ~dg.AutomationCondition.any_deps_in_progress()
+    & OutOfDate()
+).with_label("carry changes on")
+"""The candidates that `OutOfDate` sees are those that no run is making, nor what they are made
+from: what it gives is asked."""
 
 
 def with_condition(spec: dg.AssetSpec) -> dg.AssetSpec:
@@ -134,14 +154,15 @@ def add_keys(context: dg.SensorEvaluationContext) -> dg.SensorResult:
     )
 
 
-def _prepared() -> list[str]:
-    asked = {cell.asset for cell in _plan().cells if cell.parts and cell.parts[0] in ROLLING}
+def _prepared(*corpora: str) -> list[str]:
+    """What the grid asks for of windows before models are asked, in order."""
+    asked = {cell.asset for cell in _plan().cells if cell.parts and cell.parts[0] in corpora}
     return [name for name in PREPARED if name in asked]
 
 
 refresh_current_events = dg.define_asset_job(
     "refresh_current_events",
-    selection=_prepared() or ["articles"],
+    selection=_prepared(*ROLLING) or ["articles"],
     tags=TAGS,
     description="Looks at the last months of a window of current events: fetches pages whose "
     "revision changed, cuts, embeds and asks about what is new, retires questions whose text is "
@@ -162,7 +183,11 @@ def refresh_daily(context: dg.ScheduleEvaluationContext) -> Iterator[dg.RunReque
     """A run for each window of current events."""
     at = context.scheduled_execution_time
     for corpus in ROLLING:
-        yield dg.RunRequest(run_key=f"{corpus}:{at.isoformat()}", partition_key=corpus)
+        yield dg.RunRequest(
+            run_key=f"{corpus}:{at.isoformat()}",
+            partition_key=corpus,
+            asset_selection=[dg.AssetKey(name) for name in _prepared(corpus)],
+        )
 
 
 @dg.op

@@ -84,7 +84,7 @@ def run_profile(
 
 def refresh_profile(profile: Profile, corpora: Sequence[str]) -> int:
     """Looks at sources again and makes what follows; the exit code of `kinject refresh`."""
-    rolling = rolling_corpora(profile.corpora)
+    rolling = rolling_corpora(profile)
     _known(profile, "corpus", corpora, profile.corpora)
     if not corpora and not rolling:
         raise KinjectError(
@@ -99,14 +99,16 @@ def refresh_profile(profile: Profile, corpora: Sequence[str]) -> int:
         known = {r.key for r in read_releases(plan.store.lake)}
         look = [Cell("articles", (corpus,)) for corpus in chosen]
         session.make(plan, look, again=look)
-        if not (session.outcome.failed or session.stopped):
+        if not session.stopped:
             # A month that has closed is a corpus more.
             plan = session.plan()
             new = [r for r in read_releases(plan.store.lake) if r.key not in known]
             for release in new:
                 _say(session.console, f"frozen: {release.key}, {release.pages} articles")
-            session.make(plan, followers(plan, chosen))
-            _say_changes(session, chosen + [r.key for r in new])
+            # What could not be looked at does not hold up the others.
+            seen = [cell.parts[0] for cell in look if cell not in session.outcome.failed]
+            session.make(plan, followers(plan, seen))
+            _say_changes(session, seen + [r.key for r in new])
     return session.exit_code
 
 
@@ -226,22 +228,23 @@ def _say_changes(session: _Session, corpora: Sequence[str]) -> None:
             if (manifest := store.manifest(cell)) is not None
         }
         parts: list[str] = []
-        if articles := counts.get("articles"):
+        articles, chunks = counts.get("articles"), counts.get("chunks")
+        if articles:
             visited = articles.get("months_visited")
             parts.append(
                 f"{articles['articles']} articles, {articles['bodies_fetched']} texts fetched in "
                 f"{articles['requests']} requests" + (f" ({visited} visited)" if visited else "")
             )
-        if chunks := counts.get("chunks"):
+        if chunks:
             parts.append(f"{chunks['new']} chunks new, {chunks['gone']} gone")
         if embeddings := counts.get("embeddings"):
             parts.append(f"{embeddings['chunks'] - embeddings['reused']} embedded")
         if questions := counts.get("questions"):
             parts.append(
                 f"{questions.get('chunks_asked', 0)} chunks asked about, "
-                f"{questions.get('questions_retired', 0)} questions retired"
+                f"{questions.get('questions_retired', 0)} questions retired so far"
             )
-        if "chunks" not in counts:
+        if articles and Cell("chunks", (corpus,)) not in session.outcome.failed and not chunks:
             parts.append("no text has changed")
         _say(session.console, f"{corpus}: {'; '.join(parts)}")
     bill = Ledger(store.lake / "llm_ledger").bill(session.began, session.profile.llm.prices)

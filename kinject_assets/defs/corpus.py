@@ -5,8 +5,8 @@ import dagster as dg
 from kinject_assets.config import WikiEvents
 from kinject_assets.core.corpus.chunking import chunk_articles, token_counter
 from kinject_assets.core.corpus.kept import KeptTexts
-from kinject_assets.core.corpus.releases import Release, freeze_closed, is_rolling
-from kinject_assets.core.corpus.sources import NOTHING_BEFORE, Before, fetch_articles, month_of
+from kinject_assets.core.corpus.releases import Release, freeze_closed, is_rolling, verify
+from kinject_assets.core.corpus.sources import Before, fetch_articles, month_of
 from kinject_assets.core.exams.novelty import novelty
 from kinject_assets.core.plan import CODE_VERSIONS, now
 from kinject_assets.core.report.plots import histogram
@@ -49,7 +49,11 @@ def articles(
         clock = now(profile)
         if config.fetch_all:
             KeptTexts.forget(step.work)
-        before = NOTHING_BEFORE if config.fetch_all else _before(step)
+        verify(study.store.lake, corpus)
+        before = _before(step)
+        if config.fetch_all:
+            # Which month was open is no text: a month that has closed is frozen all the same.
+            before = Before(month=before.month)
         fetched = fetch_articles(
             profile.corpora[corpus],
             wikis=study.wikis(),
@@ -130,7 +134,7 @@ def _before(step: Step) -> Before:
     return Before(
         articles=own or shared,
         listed=listed,
-        month=str(known.counts.get(READ_IN, "")) if known and listed else "",
+        month=str(known.counts.get(READ_IN, "")) if known else "",
     )
 
 

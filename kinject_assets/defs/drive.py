@@ -16,6 +16,7 @@ from kinject_assets.core.plan import Plan
 from kinject_assets.core.store import Cell
 from kinject_assets.defs import io
 from kinject_assets.defs.instance import process_tags
+from kinject_assets.defs.io import COMPLETE, UNLESS_COMPLETE
 from kinject_assets.defs.partitions import partition_key
 
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
@@ -81,6 +82,7 @@ def drive(
     job = definitions.resolve_implicit_global_asset_job_def()
     with Interrupts() as interrupts, _listening(_Watcher(display, outcome, interrupts)):
         for parts, group in _partitions(cells):
+            plan = Plan(plan.profile, plan.store)  # a release may have come meanwhile
             states = {cell: plan.state(cell) for cell in group}
             outcome.kept += sum(
                 state == "complete" and cell not in again for cell, state in states.items()
@@ -106,8 +108,12 @@ def drive(
                     partition_key=partition_key(parts),
                     asset_selection=[dg.AssetKey(cell.asset) for cell in ready],
                     raise_on_error=False,
-                    tags=process_tags(),
+                    tags={
+                        **process_tags(),
+                        **({} if set(ready) & set(again) else {UNLESS_COMPLETE: COMPLETE}),
+                    },
                 )
+                plan = Plan(plan.profile, plan.store)
                 # Dagster takes Ctrl-C for a failure of the step that it met; it ends the drive.
                 interrupts.check()
                 _note_failures(result, ready, outcome, display)

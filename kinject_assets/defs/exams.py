@@ -7,7 +7,7 @@ from typing import TypeVar
 import dagster as dg
 
 from kinject_assets.core.exams.mmlu import load_mmlu
-from kinject_assets.core.exams.review import apply_reviews, read_decisions
+from kinject_assets.core.exams.review import apply_reviews, read_decisions, rejected
 from kinject_assets.core.exams.writing import Written, write_exam
 from kinject_assets.core.plan import CODE_VERSIONS
 from kinject_assets.core.report.plots import bars
@@ -56,6 +56,12 @@ def questions(
             written = Written(load_mmlu(exam, profile.folder), [])
         else:
             family = step.family()
+            turned_away = {
+                question_id
+                for cell in family
+                for question_id in rejected(read_decisions(study.store.lake, cell.parts[0]))
+            }
+            siblings = _earlier(step, "questions", Question, family)
             written = write_exam(
                 step.rows("chunks", Chunk),
                 corpus=corpus,
@@ -64,8 +70,9 @@ def questions(
                 report=step.report,
                 previous=_earlier(step, "questions", Question, [step.cell]),
                 previous_rejections=_earlier(step, "rejections", Rejection, [step.cell]),
-                siblings=_earlier(step, "questions", Question, family),
+                siblings=[q for q in siblings if q.question_id not in turned_away],
                 sibling_rejections=_earlier(step, "rejections", Rejection, family),
+                earlier_chunks=_earlier_chunks(step, family),
             )
         decisions = read_decisions(study.store.lake, corpus)
         written = apply_reviews(written, decisions)
@@ -118,4 +125,17 @@ def _earlier(step: Step, name: str, row_type: type[Row], cells: Sequence[Cell]) 
         row
         for cell in cells
         for row in step.previous_rows(name, row_type, "exam", "exams", "llm", of=cell)
+    ]
+
+
+def _earlier_chunks(step: Step, family: Sequence[Cell]) -> list[Chunk]:
+    """Chunks that have left the corpus, and those of corpora that share pages with it."""
+    store = step.study.store
+    cells = [Cell("chunks", cell.parts) for cell in (step.cell, *family)]
+    return [
+        row
+        for cell in cells
+        if store.manifest(cell) is not None
+        for name in ("retired", "chunks")
+        for row in store.rows(cell, name, Chunk)
     ]

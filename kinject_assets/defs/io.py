@@ -12,6 +12,7 @@ from typing import Any, Protocol, TypeVar
 
 import dagster as dg
 
+from kinject_assets.core.carry import only_inputs_differ
 from kinject_assets.core.corpus.releases import family
 from kinject_assets.core.errors import (
     BrokenArtefact,
@@ -21,7 +22,7 @@ from kinject_assets.core.errors import (
     is_disk_full,
 )
 from kinject_assets.core.manifest import Manifest, fingerprint
-from kinject_assets.core.plan import CODE_VERSIONS
+from kinject_assets.core.plan import CODE_VERSIONS, Plan
 from kinject_assets.core.process import this_process
 from kinject_assets.core.progress import KEPT_SECONDS, PROGRESS, Progress
 from kinject_assets.core.report.plots import markdown_image
@@ -257,7 +258,10 @@ class Step:
 
 
 UNLESS_COMPLETE = ".dagster/kinject_unless_complete"
-"""Tag of runs that look for what has changed: cells that are complete are left as they are."""
+"""Tag of runs that leave cells that are complete as they are, e.g. since another process has just
+made them. Its values: `COMPLETE`, or `CARRY`, which also leaves what waits for a person."""
+
+COMPLETE, CARRY = "complete", "carry"
 
 
 def one_maker(compute: Callable[..., dg.MaterializeResult]) -> Callable[..., dg.MaterializeResult]:
@@ -272,17 +276,28 @@ def one_maker(compute: Callable[..., dg.MaterializeResult]) -> Callable[..., dg.
         study: Study = given["study"]
         key = context.partition_key if context.has_partition_key else None
         cell = Cell(context.asset_key.to_user_string(), cell_parts(key))
-        with study.store.lock(cell):
-            looking = UNLESS_COMPLETE in context.run.tags and cell.asset != "articles"
-            if looking and study.plan.state(cell) == "complete":
+        with study.store.lock(
+            cell, lambda: context.log.info("%s: another process makes it; waiting", cell)
+        ):
+            how = context.run.tags.get(UNLESS_COMPLETE)
+            if how and cell.asset != "articles" and _stays(study.plan, cell, how):
                 manifest = study.store.manifest(cell)
                 specified = {spec.name for spec in context.assets_def.check_specs}
                 if manifest and specified == {c["name"] for c in manifest.checks}:
-                    context.log.info("%s: nothing that it is made from has changed", cell)
+                    context.log.info("%s: stays as it is", cell)
                     return _unchanged(manifest)
             return compute(context, **given)
 
     return body
+
+
+def _stays(plan: Plan, cell: Cell, how: str) -> bool:
+    """Whether a run that looks for changes leaves a cell as it is."""
+    state = plan.state(cell)
+    if state == "complete":
+        return True
+    # What a person has changed in the profile waits for `kinject run`: it may cost a lot.
+    return how == CARRY and state == "stale" and not only_inputs_differ(plan, cell)
 
 
 def _unchanged(manifest: Manifest) -> dg.MaterializeResult:

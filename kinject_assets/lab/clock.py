@@ -11,7 +11,7 @@ from pathlib import Path
 from kinject_assets.config import Profile, home
 from kinject_assets.core.errors import ProfileError
 from kinject_assets.core.manifest import write_atomically
-from kinject_assets.lab.world import last_moment
+from kinject_assets.lab.world import World, last_moment
 
 FILE = "lab-clock.json"
 
@@ -44,7 +44,8 @@ def advance(profile: Profile, to: datetime) -> datetime:
     """Moves the lab's clock; never back, as articles that were read would not be there yet.
 
     Raises:
-        ProfileError: If `to` is not after the clock's moment.
+        ProfileError: If `to` is not after the clock's moment, or the lab has no names for so much
+            news.
     """
     before = lab_now(profile)
     moment = to.astimezone(UTC)
@@ -53,5 +54,7 @@ def advance(profile: Profile, to: datetime) -> datetime:
             f"the lab's clock stands at {before:%Y-%m-%d %H:%M} UTC and cannot go back to "
             f"{moment:%Y-%m-%d %H:%M}. Give a later time, or delete {home(profile)} to start anew."
         )
+    assert profile.lab is not None, "lab_now has refused a profile without a lab"
+    World(profile.lab, moment)  # refuses a time for which it has no names left
     write_atomically(_path(profile), json.dumps({"now": moment.isoformat()}) + "\n")
     return moment

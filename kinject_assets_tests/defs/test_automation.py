@@ -125,7 +125,7 @@ def test_the_schedule_looks_at_each_window_every_day(instance: DagsterInstance) 
     assert [request.partition_key for request in data.run_requests or []] == [CORPUS]
     assert automation.refresh_daily.cron_schedule == "0 3 * * *"
     job = defs.resolve_job_def("refresh_current_events")
-    assert job.tags[UNLESS_COMPLETE] == "true"
+    assert job.tags[UNLESS_COMPLETE] == "carry"
     selected = {key.to_user_string() for key in job.asset_layer.executable_asset_keys}
     assert selected == PREPARED | {"articles"}
 

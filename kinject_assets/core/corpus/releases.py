@@ -14,7 +14,7 @@ from pathlib import Path
 from kinject_assets.config import Corpus, Profile, WikiEvents, WikiPages
 from kinject_assets.core.corpus.sources import month_of, window_months, write_frozen
 from kinject_assets.core.errors import BrokenArtefact
-from kinject_assets.core.manifest import content_hash, write_atomically
+from kinject_assets.core.manifest import content_hash, file_sha256, write_atomically
 from kinject_assets.core.schema import Listed
 
 FOLDER = "releases"
@@ -37,6 +37,8 @@ class Release:
         key: Corpus key, e.g. `events-2031-04` or `events-2031-04-r2`.
         first_month: First month of its window.
         version: Hash of its articles' ids and texts.
+        revisions: Hash of its articles' revisions.
+        frozen_sha256: Hash of its list, `frozen.jsonl`.
         pages: Number of its articles.
         frozen_at: When that was, by the profile's clock (ISO 8601).
     """
@@ -47,6 +49,8 @@ class Release:
     key: str
     first_month: str
     version: str
+    revisions: str
+    frozen_sha256: str
     pages: int
     frozen_at: str
 
@@ -79,6 +83,24 @@ def frozen_list(lake: Path, key: str) -> Path:
     return lake / FOLDER / key / FROZEN
 
 
+def verify(lake: Path, corpus: str) -> None:
+    """Refuses a release whose list is not the one that was frozen; other corpora pass.
+
+    Raises:
+        BrokenArtefact: With the file.
+    """
+    for release in read_releases(lake):
+        path = frozen_list(lake, release.key)
+        if release.key == corpus and not (
+            path.is_file() and file_sha256(path) == release.frozen_sha256
+        ):
+            raise BrokenArtefact(
+                f"{path}: gone, or not the list of revisions that was frozen. Restore it from a "
+                f"backup, or delete the folders {path.parent} and lake/*/{corpus}: the release is "
+                "then no corpus any more."
+            )
+
+
 def freeze_closed(
     lake: Path,
     corpus: str,
@@ -105,37 +127,44 @@ def freeze_closed(
         The new releases; they are on disk.
     """
     known = {row.month for row in listed}
-    earlier = [release for release in read_releases(lake) if release.corpus == corpus]
+    releases = read_releases(lake)
+    earlier = [release for release in releases if release.corpus == corpus]
+    taken = {*taken, *(release.key for release in releases if release.corpus != corpus)}
     watched = window_months("now", source.revisit_months, now)[0]
     new: list[Release] = []
     for month in sorted(known):
-        latest = max((r for r in earlier if r.month == month), default=None)
+        before = [release for release in earlier if release.month == month]
         closed = bool(open_before) and open_before <= month < month_of(now)
-        if not (closed or (latest is not None and watched <= month)):
+        if not (closed or (before and watched <= month)):
             continue
         window = window_months(month, source.window_months, now)
         rows = {row.article_id: row for row in listed if row.month in window and row.article_id}
         version = content_hash(sorted((row.article_id, row.text_sha256) for row in rows.values()))
+        revisions = content_hash(sorted((row.article_id, row.revision_id) for row in rows.values()))
         stem = f"{corpus.removesuffix(SUFFIX)}-{month}"
         if stem in taken or not known.issuperset(window) or not rows:
             continue
-        if latest is not None and latest.version == version:
+        # Another way of cleaning is no edit, and an edit that was reverted is there already.
+        if any(version == r.version or revisions == r.revisions for r in before):
             continue
-        number = latest.number + 1 if latest else 1
+        number = len(before) + 1
+        key = stem if number == 1 else f"{stem}-r{number}"
+        path = frozen_list(lake, key)
+        write_frozen(sorted(rows.values()), path)
         release = Release(
             corpus=corpus,
             month=month,
             number=number,
-            key=stem if number == 1 else f"{stem}-r{number}",
+            key=key,
             first_month=window[0],
             version=version,
+            revisions=revisions,
+            frozen_sha256=file_sha256(path),
             pages=len(rows),
             frozen_at=now.isoformat(),
         )
-        folder = lake / FOLDER / release.key
-        write_frozen(sorted(rows.values()), folder / FROZEN)
         # Its record last: with it, the release is there.
-        write_atomically(folder / RECORD, json.dumps(asdict(release), indent=2) + "\n")
+        write_atomically(path.with_name(RECORD), json.dumps(asdict(release), indent=2) + "\n")
         new.append(release)
     return new
 

@@ -80,6 +80,9 @@ class Frozen:
 
 NOTHING_BEFORE = Before()
 
+LONGEST_ABSENCE = 12
+"""Months without a look after which months that closed in between are not frozen any more."""
+
 
 def month_of(moment: datetime) -> str:
     """Month of a moment in UTC, as `YYYY-MM`."""
@@ -94,9 +97,8 @@ def window_months(until: str, n: int, now: datetime) -> list[str]:
         n: Months, the last one included.
         now: What "now" is; its month is taken in UTC.
     """
-    last = month_of(now) if until == "now" else until
-    year, month = (int(part) for part in last.split("-"))
-    counted = [year * 12 + month - 1 - back for back in reversed(range(n))]
+    last = _counted(month_of(now) if until == "now" else until)
+    counted = [last - back for back in reversed(range(n))]
     return [f"{months // 12:04d}-{months % 12 + 1:02d}" for months in counted]
 
 
@@ -329,12 +331,36 @@ def months_to_visit(source: WikiEvents, now: datetime, before: Before) -> tuple[
     window = window_months(source.until, source.window_months, now)
     known = {row.month for row in before.listed}
     first = before.month
-    if source.until == "now" and known:
+    if source.until == "now" and before.month:
         first = min(first, *window[-source.revisit_months :])
-        window = window_months(source.until, source.window_months + 1, now)
-        # The month that has left need not be read for itself.
-        known.add(window[0])
+        # Months that have left are not read for themselves, but for releases that hold them.
+        left = [month for month in months_kept(source, now, before) if month not in window]
+        if known or before.month < window[-1]:
+            known |= set(left) if known else set()
+            window = [*left, *window]
     return tuple(month for month in window if month >= first or month not in known)
+
+
+def months_kept(source: WikiEvents, now: datetime, before: Before) -> list[str]:
+    """Months of which it is kept what they hold: the window, and those that releases need.
+
+    A month that has closed since the last time, or may still be edited, ends a release whose window
+    begins before the window of now. Of a long absence no more than `LONGEST_ABSENCE` months are
+    kept.
+    """
+    if source.until != "now":
+        return window_months(source.until, source.window_months, now)
+    absent = 1
+    if before.month:
+        absent = min(max(1, _counted(month_of(now)) - _counted(before.month)), LONGEST_ABSENCE)
+    extra = max(absent, source.revisit_months - 1)
+    return window_months("now", source.window_months + extra, now)
+
+
+def _counted(month: str) -> int:
+    """Months since the year 0."""
+    year, number = (int(part) for part in month.split("-"))
+    return year * 12 + number - 1
 
 
 def _read_events(
@@ -349,7 +375,7 @@ def _read_events(
         What every known month holds, the months visited, and articles of the month that has left.
     """
     window = window_months(source.until, source.window_months, reader.now)
-    kept = window_months(source.until, source.window_months + 1, reader.now)
+    kept = months_kept(source, reader.now, before)
     visited = months_to_visit(source, reader.now, before)
     found: dict[str, dict[str, Page | str]] = {}
     unknown = 0
@@ -357,6 +383,8 @@ def _read_events(
         categories = month_categories(source.categories, [month])
         listing = reader.client.list_pages(categories, source.depth)
         found[month] = dict(listing.found)
+        if len(listing.unknown) == len(categories):
+            _require_no_pages_before(reader, month, categories, before)
         # The category of a month that has just begun may not be there yet.
         found[month] |= {f"Category:{name}": "no such category (yet)" for name in listing.unknown}
         if not found[month]:
@@ -408,6 +436,23 @@ def _read_events(
         if article is not None and row.article_id not in inside:
             left.setdefault(row.article_id, article)
     return sorted(listed), visited, _by_title(list(left.values()))
+
+
+def _require_no_pages_before(
+    reader: _WikiReader, month: str, categories: Sequence[str], before: Before
+) -> None:
+    """Refuses a month that had articles the last time and whose categories are gone.
+
+    Raises:
+        SourceError: A renamed category would retire every question of the month.
+    """
+    held = sum(row.month == month and bool(row.article_id) for row in before.listed)
+    if held:
+        raise SourceError(
+            f"{reader.client.api_url}: {', '.join(categories)} held {held} articles the last time, "
+            "and now has neither members nor a page. If it was renamed, change `categories` in the "
+            "profile; if it is empty for good, materialise `articles` once with `fetch_all`."
+        )
 
 
 def _listed(month: str, title: str, article: Article | None, reason: str) -> Listed:

@@ -138,6 +138,16 @@ def decisions_version(decisions: Sequence[Decision]) -> str:
     return content_hash(last) if last else ""
 
 
+def rejected(decisions: Sequence[Decision]) -> set[str]:
+    """Ids of the questions that reviewers turned away."""
+    return {
+        question_id
+        for ids, decision in _last(decisions)
+        if decision.verdict == "reject"
+        for question_id in ids
+    }
+
+
 def _last(decisions: Sequence[Decision]) -> list[tuple[frozenset[str], Decision]]:
     """For each question that was decided on, all ids that it had, and the last decision."""
     root: dict[str, str] = {}

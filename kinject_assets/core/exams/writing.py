@@ -135,6 +135,7 @@ def write_exam(
     previous_rejections: Sequence[Rejection] = (),
     siblings: Sequence[Question] = (),
     sibling_rejections: Sequence[Rejection] = (),
+    earlier_chunks: Sequence[Chunk] = (),
 ) -> Written:
     """Writes questions on every chunk that is not small and was not asked about before.
 
@@ -158,6 +159,8 @@ def write_exam(
             that a release was frozen from. They stand in for asking about those chunks; they are
             compared with this corpus's own questions, and never kept as retired.
         sibling_rejections: Rejections of those corpora.
+        earlier_chunks: Chunks that have left this corpus, and those of the siblings: they say which
+            article an earlier question was on, whose split it keeps.
 
     Raises:
         LLMError: If the service fails for good; received answers are in the client's ledger.
@@ -175,7 +178,7 @@ def write_exam(
     )
     kept |= shared
     rejections |= shared_rejections
-    splits = _splits(chunks, (*previous, *siblings))
+    splits = _splits((*chunks, *earlier_chunks), (*previous, *siblings))
 
     fresh = [c for c in askable if c.chunk_id not in kept and c.chunk_id not in rejections]
     turned_away = _TurnedAway()

@@ -96,7 +96,8 @@ def _read_cell(store: Store, lake: Lake, cell: Cell, manifest: Manifest) -> None
             lake.articles += rows("articles", schema.Article)
         case "chunks":
             lake.chunks[corpus] = rows("chunks", schema.Chunk)
-            lake.retired += rows("retired", schema.Chunk)
+            if any(name.endswith("/retired.parquet") for name in manifest.files):
+                lake.retired += rows("retired", schema.Chunk)
         case "questions":
             lake.questions[corpus] = rows("questions", schema.Question)
             lake.rejections += rows("rejections", schema.Rejection)

@@ -23,7 +23,7 @@ from kinject_assets.core.scoring.prompts import Prompt, Wrap, build, chat_wrap, 
 from kinject_assets.core.scoring.sharing import common_beginning
 from kinject_assets.core.scoring.tasks import option_logliks
 from kinject_assets.core.store import keep_rows, read_rows, write_rows
-from kinject_assets.core.training.models import load_tokenizer
+from kinject_assets.core.training.models import load_tokenizer, weights_identity
 
 _REPORT_SECONDS = 1.0
 
@@ -362,6 +362,11 @@ class _Scorer:
         return load_tokenizer(source, pinned, request.add_bos)
 
     @cached_property
+    def weights(self) -> str:
+        """Tells the base model from another one in the same place."""
+        return weights_identity(self.request.base, self.request.revision)
+
+    @cached_property
     def wrap(self) -> Wrap:
         """The chat template, if it is asked for.
 
@@ -501,9 +506,10 @@ class _Scorer:
         )
 
     def _prompt_id(self, question: Question, condition: Condition) -> str:
-        """Hash of all that the model is shown and scored on, before it is made to fit."""
+        """Hash of the model and of all that it is shown and scored on, before it is made to fit."""
         prompts = [self._prompt(question, condition, order) for order in self._orders(question)]
-        return content_hash("prompt", [(prompt.text, prompt.options) for prompt in prompts])
+        shown = [(prompt.text, prompt.options) for prompt in prompts]
+        return content_hash("prompt", self.weights, shown)
 
     def _answer_id(self, condition: Condition, question: Question) -> str:
         return content_hash(

@@ -14,8 +14,9 @@ A share is the gold option's part of the probability of all options. Where optio
 the mean over their cyclic orders, so that a favourite letter gains nothing.
 """
 
+import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,6 +30,7 @@ from kinject_assets.core.scoring.lm import fit_all, load_lm
 from kinject_assets.core.scoring.prompts import Prompt, Wrap, build, chat_wrap, plain, turned
 from kinject_assets.core.scoring.tasks import option_logliks
 from kinject_assets.core.store import keep_rows, read_rows, write_rows
+from kinject_assets.core.training.models import weights_identity
 
 MAJORITY = 0.5
 """A share from which on an option counts as picked: more than all others together."""
@@ -37,6 +39,10 @@ PROBES = ("closed_book", "options_only", "question_only", "open_book")
 
 BLOCK = 64
 """Questions that are asked, and whose shares are kept, at once."""
+
+
+SOURCE = "source.json"
+"""File beside the rows: which models probed, and which chunk each question is on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +64,8 @@ class TriageRequest:
         questions: Parquet file of `Question` rows; retired ones are left out.
         chunks: Parquet file of `Chunk` rows.
         choice_format: `letter` or `text`: how the exam asks.
-        previous: Folders with earlier rows of the same models under the same settings: a question
-            of theirs, which names its chunk, is not probed again.
+        previous: Folders with earlier rows under the same settings: a question on the same chunk is
+            not probed again, if the models are the same.
         work: Folder for finished blocks; it belongs to these inputs alone.
         out: Folder that gets `triage.parquet`.
     """
@@ -139,7 +145,15 @@ def triage(request: TriageRequest, report: Report = silent) -> list[Triage]:
             f"{request.chunks}: the chunks of {len(lost)} questions of {request.corpus} are not "
             f"there, e.g. of {lost[0]}. Materialise `questions` again."
         )
-    known = _known(request)
+    chunk_of = {question.question_id: question.chunk_id for question in questions}
+    source = {
+        "models": {
+            model["name"]: weights_identity(model["base"], model.get("revision"))
+            for model in request.models
+        },
+        "chunks": chunk_of,
+    }
+    known = _known(request, source)
     order = [question.question_id for question in questions]
     questions = [question for question in questions if question.question_id not in known]
     models = [BaseModel(**fields) for fields in request.models]
@@ -160,17 +174,27 @@ def triage(request: TriageRequest, report: Report = silent) -> list[Triage]:
     out = Path(request.out)
     out.mkdir(parents=True, exist_ok=True)
     write_rows(out / "triage.parquet", rows, Triage)
+    (out / SOURCE).write_text(json.dumps(source), encoding="utf-8")
     report(f"{request.corpus}: probed", total, total)
     return rows
 
 
-def _known(request: TriageRequest) -> dict[str, Triage]:
-    """Earlier rows by question; none from a folder that is damaged."""
+def _known(request: TriageRequest, source: Mapping[str, Any]) -> dict[str, Triage]:
+    """Earlier rows by question, of the same models on the same chunks.
+
+    None from a folder that is damaged.
+    """
     known: dict[str, Triage] = {}
-    for folder in request.previous:
-        with suppress(BrokenArtefact):
-            rows = read_rows(Path(folder) / "triage.parquet", Triage)
-            known |= {row.question_id: row for row in rows}
+    for folder in map(Path, request.previous):
+        with suppress(BrokenArtefact, OSError, ValueError):
+            before = json.loads((folder / SOURCE).read_text(encoding="utf-8"))
+            if before["models"] != source["models"]:
+                continue
+            known |= {
+                row.question_id: row
+                for row in read_rows(folder / "triage.parquet", Triage)
+                if before["chunks"].get(row.question_id) == source["chunks"].get(row.question_id)
+            }
     return known
 
 

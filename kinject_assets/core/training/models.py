@@ -1,10 +1,12 @@
 """Loading causal language models and tokenizers: safetensors only, no code from outside."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kinject_assets.core.errors import ModelError
+from kinject_assets.core.manifest import content_hash
 
 if TYPE_CHECKING:
     import torch
@@ -154,3 +156,43 @@ def _unloadable(source: str, part: str, error: Exception) -> ModelError:
         "weights (*.bin) alone, or with code of their own, are refused: name a `revision` that "
         "has safetensors."
     )
+
+
+SAMPLE_BYTES = 65_536
+"""Bytes at the begin, middle and end of each file of weights that tell one model from another."""
+
+
+def weights_identity(source: str, revision: str | None = None) -> str:
+    """Tells a model from another one under the same name.
+
+    Of a model of the hub it is the commit; of a folder a hash of its settings, and of the sizes and
+    samples of its files of weights: hashing all of a large model would take minutes.
+
+    Args:
+        source: Folder or hub id.
+        revision: Revision of a hub id.
+
+    Raises:
+        ModelError: If it cannot be found.
+    """
+    from transformers.utils.hub import cached_file
+
+    try:
+        config = cached_file(source, "config.json", revision=revision)
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"{source}: its config.json cannot be read ({error}). Check models.NAME.source in the "
+            "profile."
+        ) from error
+    folder = Path(str(config)).parent
+    if folder.parent.name == "snapshots":
+        return folder.name
+    parts: list[object] = [Path(str(config)).read_text(encoding="utf-8")]
+    for path in sorted(folder.glob("*.safetensors")):
+        size = path.stat().st_size
+        with path.open("rb") as handle:
+            for place in (0, size // 2, max(0, size - SAMPLE_BYTES)):
+                handle.seek(place)
+                parts.append(hashlib.sha256(handle.read(SAMPLE_BYTES)).hexdigest())
+        parts += [path.name, size]
+    return content_hash("weights", parts)

@@ -1,6 +1,7 @@
 """A rolling window of the lab's world over time: what is read, what is kept, what is frozen."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from kinject_assets.core.corpus.releases import (
     freeze_closed,
     frozen_list,
     read_releases,
+    verify,
     with_releases,
 )
 from kinject_assets.core.corpus.sources import (
@@ -24,7 +26,7 @@ from kinject_assets.core.corpus.sources import (
     months_to_visit,
     read_frozen,
 )
-from kinject_assets.core.errors import BrokenArtefact
+from kinject_assets.core.errors import BrokenArtefact, SourceError
 from kinject_assets.core.schema import Listed, logical_version
 from kinject_assets.lab.wiki import wiki_routes
 from kinject_assets.lab.world import World
@@ -173,21 +175,91 @@ def test_a_later_edit_makes_another_release_and_changes_none(window: Window):
     assert len(one - two) == len(two - one) == 1
 
 
-def test_after_a_long_absence_the_last_closed_month_is_frozen_as_it_is_then(window: Window):
+def test_after_an_absence_the_months_that_closed_are_frozen_as_they_are_then(window: Window):
     window.look()
     window.world.now = datetime(2031, 6, 10, tzinfo=UTC)
     fetched = window.look()
     assert fetched.visited == ("2031-03", "2031-04", "2031-05", "2031-06")
-    # The windows of March and April begin with months that nobody looked at in their last days.
-    (release,) = window.released
-    assert release.key == "events-2031-05"
+    assert [r.key for r in window.released] == [f"events-2031-0{month}" for month in (3, 4, 5)]
     source = SOURCE.model_copy(update={"until": "2031-05"})
     now = {(a.article_id, a.revision_id) for a in window.afresh(source).articles}
-    frozen = read_frozen(frozen_list(window.lake, release.key))
+    frozen = read_frozen(frozen_list(window.lake, "events-2031-05"))
     assert {(page.article_id, str(page.revision_id)) for page in frozen} == now
     assert {a.article_id for a in fetched.articles} == {
         a.article_id for a in window.afresh().articles
     }
+
+
+def test_reading_everything_again_freezes_a_month_that_has_closed(window: Window):
+    window.look()
+    window.world.now = datetime(2031, 4, 2, tzinfo=UTC)
+    window.before = Before(month=window.before.month)
+    fetched = window.look()
+    assert fetched.visited == ("2031-01", "2031-02", "2031-03", "2031-04")
+    assert [release.key for release in window.released] == ["events-2031-03"]
+
+
+def test_a_reverted_edit_and_another_cleaning_make_no_release(window: Window):
+    window.look()
+    window.world.now = datetime(2031, 4, 2, tzinfo=UTC)
+    window.look()
+    (first,) = read_releases(window.lake)
+    listed = window.before.listed
+
+    def freeze(rows: Sequence[Listed]) -> list[str]:
+        new = freeze_closed(
+            window.lake,
+            "events-current",
+            SOURCE,
+            rows,
+            open_before="2031-04",
+            now=window.world.now,
+        )
+        return [release.key for release in new]
+
+    cleaned = [replace(row, text_sha256=f"{row.text_sha256}x") for row in listed]
+    assert freeze(cleaned) == []
+    touched = [replace(row, revision_id=f"{row.revision_id}1") for row in listed]
+    assert freeze(touched) == [], "new revisions with the same text"
+    march = next(row for row in listed if row.month == "2031-03" and row.article_id)
+    other = replace(march, revision_id="77", text_sha256="other")
+    edited = [other if row == march else row for row in listed]
+    assert freeze(edited) == [f"{first.key}-r2"]
+    assert freeze(listed) == [], "the edit was reverted"
+
+
+def test_a_category_that_vanishes_is_no_empty_month(window: Window, monkeypatch):
+    window.look()
+    pages = World.pages.fget
+    assert pages is not None
+    monkeypatch.setattr(
+        World,
+        "pages",
+        property(
+            lambda self: [
+                p
+                for p in pages(self)
+                if "March 2031 events in the lab" not in (*p.categories, p.title.partition(":")[2])
+            ]
+        ),
+    )
+    monkeypatch.setattr(
+        World, "page", lambda self, title: {p.title: p for p in self.pages}.get(title)
+    )
+    with pytest.raises(SourceError, match=r"held \d+ articles the last time.*fetch_all"):
+        window.look()
+
+
+def test_a_list_that_was_changed_is_refused(window: Window):
+    window.look()
+    window.world.now = datetime(2031, 4, 2, tzinfo=UTC)
+    window.look()
+    verify(window.lake, "events-2031-03")
+    path = frozen_list(window.lake, "events-2031-03")
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[2:]))
+    with pytest.raises(BrokenArtefact, match="not the list of revisions that was frozen"):
+        verify(window.lake, "events-2031-03")
+    verify(window.lake, "events-current")
 
 
 def test_a_window_with_a_fixed_end_is_pinned_once_its_month_has_closed(window: Window):

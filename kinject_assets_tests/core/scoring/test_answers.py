@@ -1,4 +1,5 @@
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -394,3 +395,46 @@ def test_kill_9_in_the_middle_changes_no_bit(request_of: RequestOf, tmp_path: Pa
         read_rows(tmp_path / "o" / name / "answers.parquet", Answer) for name in ("whole", "killed")
     )
     assert resumed == whole
+
+
+def test_what_was_asked_before_is_taken_over_and_nothing_else(
+    request_of: RequestOf, base: Path, exam: Path, tmp_path: Path
+) -> None:
+    fields = {"method": "rag", "k": (1, 2), "shots": (0, 2)}
+    first = score(request_of(**fields, run_id="first"))
+    questions = read_rows(exam / "questions.parquet", Question)
+    changed = [
+        replace(q, stem=f"{q.stem} Say.") if q.question_id == "q0-0" else q for q in questions
+    ]
+    write_rows(tmp_path / "changed.parquet", changed, Question)
+
+    def again(**changes: Any) -> module.Scored:
+        return score(
+            request_of(
+                **fields
+                | {"run_id": "again", "previous": (str(tmp_path / "out"),)}
+                | {"out": str(tmp_path / "again"), "work": str(tmp_path / "other")}
+                | changes
+            )
+        )
+
+    same = again(corpus="a release")
+    assert same.reused == len(first.answers)
+    assert {a.run_id for a in same.answers} == {"first"}
+    assert [a.logliks for a in same.answers] == [a.logliks for a in first.answers]
+    assert not {a.answer_id for a in same.answers} & {a.answer_id for a in first.answers}
+
+    part = again(questions=str(tmp_path / "changed.parquet"))
+    asked = {a.question_id for a in part.answers if a.run_id == "again"}
+    assert asked == {"q0-0"}
+    assert part.reused == len(first.answers) - 4
+
+    # Other weights in the same place, or another checkpoint, have answered nothing yet.
+    swapped = tmp_path / "swapped"
+    shutil.copytree(base, swapped)
+    other = load_model(str(swapped))
+    with torch.no_grad():
+        next(other.parameters()).mul_(1.5)
+    other.save_pretrained(swapped)
+    release()
+    assert again(base=str(swapped), work=str(tmp_path / "third")).reused == 0
