@@ -233,6 +233,10 @@ class Chunking(Settings):
     min_tokens: int = Field(default=40, ge=1, description="shorter chunks are not asked about")
 
 
+Price = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+"""USD per million tokens."""
+
+
 class LLM(Settings):
     """The service that writes questions and paraphrases. The key is read from OPENAI_API_KEY."""
 
@@ -270,7 +274,7 @@ class LLM(Settings):
     budget_usd: float | None = Field(
         default=None, ge=0, description="stop before this sum is crossed; none: no limit"
     )
-    prices: dict[str, tuple[float, float]] = Field(
+    prices: dict[str, tuple[Price, Price]] = Field(
         default={}, description="model -> USD per million input and output tokens; over our table"
     )
 

@@ -120,7 +120,13 @@ _VERBS = frozenset({"march", "may"})
 _SHORT = "Jan|Feb|Mar|Apr|Jun|Jul|Aug|Sept?|Oct|Nov|Dec"
 _SHORT_MONTH = re.compile(rf"\b({_SHORT})\b\.?(?=\s+\d)|(?<=\d )({_SHORT})\b\.?")
 _ISO_DATE = re.compile(r"\b(\d{4})-(0[1-9]|1[0-2])-([0-2]\d|3[01])\b")
-_YEARS = re.compile(r"\b(\d\d)(\d\d)(\s?[–—-]\s?)(\d\d)\b(?![–—-]?\d)")
+_YEARS = re.compile(
+    r"\b(\d\d)(\d\d)(\s?[–—-]\s?)(\d\d)\b(?![–—-]?\d)"
+    rf"(?!\s+(?:{'|'.join(_MONTHS)}|{_SHORT})\b)",
+    re.IGNORECASE,
+)
+"""A range whose second year is cut short: 1941-45, and not 1907 – 29 June."""
+
 _GROUPED = re.compile(r"(?<=\d)[,\u00a0\u2009\u202f](?=\d{3}(?!\d))")
 _POWER = re.compile(r"\b(km|m|cm|mm|mi|ft|yd)[23]\b")
 _TOKEN = re.compile(r"\d+(?:\.\d+)?|[^\W\d_]+|[%$€£¥₹°]")
@@ -264,6 +270,9 @@ def _plain(text: str) -> str:
 
     def years(match: re.Match[str]) -> str:
         century, first, dash, last = match.groups()
+        counted = match.string[match.end() :].lstrip()[:1].isalpha()
+        if counted and dash != dash.strip():  # 2019 – 20 goals
+            return match[0]
         return f"{century}{first}{dash}{century if last > first else ''}{last}"
 
     text = unicodedata.normalize("NFKC", _GROUPED.sub("", text))

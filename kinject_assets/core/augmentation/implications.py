@@ -20,6 +20,7 @@ from kinject_assets.core.augmentation.facts import (
     normalised,
 )
 from kinject_assets.core.augmentation.plugin import Plugin, Task, mentions_passage
+from kinject_assets.core.corpus.chunking import spaceless
 from kinject_assets.core.llm.quoting import Message
 from kinject_assets.core.manifest import content_hash
 
@@ -99,4 +100,6 @@ def _ranked(task: Task) -> Callable[[Sequence[str]], str]:
 
 
 def _holds(words: str, part: str) -> bool:
+    if spaceless(part):
+        return part in words
     return f" {part} " in f" {words} "

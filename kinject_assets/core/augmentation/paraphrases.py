@@ -210,6 +210,7 @@ def _resolve(slots: Sequence[_Slot], work: _Work) -> list[_Resolved]:
     for slot in slots:
         taken, reasons = slot.row, list[tuple[str, str]]()
         for reply in slot.replies:
+            reasons += [(f"answer asked for again: {reason}", "") for reason in reply.useless]
             if isinstance(reply, Failure):
                 reasons.append((f"no usable answer: {reply.reason}", ""))
                 break

@@ -13,7 +13,7 @@ from kinject_assets.core.augmentation.facts import (
     normalised,
 )
 from kinject_assets.core.augmentation.plugin import Plugin, Task, mentions_passage
-from kinject_assets.core.corpus.chunking import sentences
+from kinject_assets.core.corpus.chunking import sentences, spaceless
 from kinject_assets.core.llm.quoting import Message
 
 LEFT_OUT = 0.3
@@ -71,7 +71,8 @@ class QuestionAnswerPlugin(Plugin[WrittenPairs]):
         if any(mentions_passage(p.question, source) for p in pairs):
             return "a question refers to the text"
         for pair in pairs:
-            if foreign_words(pair.answer, task.given):
+            verbatim = spaceless(pair.answer) and _line(pair.answer) in _line(task.given)
+            if not verbatim and foreign_words(pair.answer, task.given):
                 return f"answer is not in the chunk: {_line(pair.answer)[:SHOWN]}"
         said = "\n".join(f"{_line(p.question)}\n{_line(p.answer)}" for p in pairs)
         if invented := invented_facts(said, task.given):

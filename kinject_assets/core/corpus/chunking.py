@@ -21,6 +21,19 @@ ABBREVIATIONS = frozenset(
 SENTENCE_END = re.compile(r"""[.!?…]+["'”’»)\]]*(?=\s+["'“‘«(\[]*[^\W_a-z])|[。！？]+[」』”]*""")
 
 
+_SPACELESS = re.compile(
+    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff]"
+)
+
+
+def spaceless(text: str) -> bool:
+    """Whether a text has letters of scripts that do not part words by spaces alone.
+
+    Thai, Lao, Burmese, Khmer, Chinese, Japanese, and Korean with its endings.
+    """
+    return _SPACELESS.search(text) is not None
+
+
 def sentences(line: str) -> list[str]:
     """Splits a line of text at the ends of its sentences."""
     found: list[str] = []

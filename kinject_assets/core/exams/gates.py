@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 
+from kinject_assets.core.corpus.chunking import spaceless
 from kinject_assets.core.exams.wording import (
     FUNCTION_WORDS,
     TITLES,
@@ -409,6 +410,8 @@ def _holding(option: str, passage: str) -> list[Sentence]:
 
 def _stated(gold: str, question: str, passage: str) -> bool:
     """Whether some sentences on end hold the answer's names, numbers and enough of its words."""
+    if spaceless(gold) and plain(gold).casefold() in plain(passage).casefold():
+        return True
     if f" {' '.join(words(gold))} " in f" {' '.join(words(passage))} ":
         return True
     held = content(gold)

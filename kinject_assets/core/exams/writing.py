@@ -293,10 +293,22 @@ def _shared(
                 asked.add(item)
                 kept[key].append(row)
         # Another corpus may have turned away as a near-duplicate what stands here.
-        standing = {" | ".join((row.stem, *row.options)) for row in candidates.get(key, ())}
-        others = [row for row in found.get(key, ()) if row.text not in standing]
+        standing = {_apart((row.stem, *row.options)) for row in candidates.get(key, ())}
+        others = [
+            row
+            for row in found.get(key, ())
+            if _apart(row.text.split(" | ")) not in standing
+            # What reviewers decided is applied to each corpus by itself.
+            and not row.reason.startswith("review: ")
+        ]
         turned_away[key] = [*others, *objections.rejections()]
     return kept, turned_away
+
+
+def _apart(parts: Sequence[str]) -> tuple[str, ...]:
+    """A question's words whatever the order of its options."""
+    stem, *options = parts
+    return (stem, *sorted(options))
 
 
 def _splits(chunks: Iterable[Chunk], questions: Iterable[Question]) -> dict[str, str]:
@@ -339,6 +351,8 @@ def _write(
     passed: list[list[_Candidate]] = []
     for chunk, reply in zip(chunks, replies, strict=True):
         passed.append([])
+        for reason in reply.useless:
+            turned_away.add(chunk, f"answer asked for again: {reason}")
         if isinstance(reply, Failure):
             turned_away.add(chunk, f"no usable answer: {reply.reason}")
         elif not reply.value.questions:

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 from kinject_assets import config
 from kinject_assets.core.llm.ledger import Ledger, Recorded
 from kinject_assets.core.llm.quoting import Message
+from kinject_assets.core.llm.service import writable
 from kinject_assets.core.manifest import content_hash
 
 A = TypeVar("A", bound=BaseModel)
@@ -49,20 +50,28 @@ class Received(Generic[A]):
     Attributes:
         attempt: Attempt that brought it.
         seed: Seed that was sent with this attempt.
+        useless: What was wrong with the answers before it.
     """
 
     value: A
     generation_id: str
     attempt: int
     seed: int
+    useless: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Failure:
-    """No usable answer in all attempts; `reason` is what was wrong with the last one."""
+    """No usable answer in all attempts.
+
+    Attributes:
+        reason: What was wrong with the last one.
+        useless: What was wrong with those before it.
+    """
 
     reason: str
     attempt: int
+    useless: tuple[str, ...] = ()
 
 
 Reply = Received[A] | Failure
@@ -84,9 +93,12 @@ class ChatRequest:
 
     @property
     def input_tokens(self) -> int:
-        """Estimate, from above for most languages: a token holds about 4 English characters."""
+        """Estimate from above: a token holds about 4 English characters, of other scripts one."""
         parts = [self.body["messages"], self.body.get("response_format")]
-        return len(json.dumps(parts, ensure_ascii=False)) // 3 + 1
+        text = json.dumps(parts, ensure_ascii=False)
+        # Other scripts take about a token a character, and some more than one.
+        other = sum(not character.isascii() for character in text)
+        return (len(text) - other) // 3 + other + other // 2 + 1
 
 
 class Asking(Generic[A]):
@@ -110,6 +122,7 @@ class Asking(Generic[A]):
         self._damaged = 0
         self._tries = 0
         self._request: ChatRequest | None = None
+        self._useless: list[str] = []
 
     @property
     def request(self) -> ChatRequest:
@@ -150,10 +163,15 @@ class Asking(Generic[A]):
             reason = str(error)
             self._attempt, self._damaged = self._attempt + 1, 0
         else:
-            self.reply = Received(value, recorded.generation_id, self._attempt, seed)
+            self.reply = Received(
+                value, recorded.generation_id, self._attempt, seed, tuple(self._useless)
+            )
             return
+        self._useless.append(reason)
         if self._tries == self._settings.attempts:
-            self.reply = Failure(f"{reason} ({self._tries} attempts)", self._attempt)
+            self.reply = Failure(
+                f"{reason} ({self._tries} attempts)", self._attempt, tuple(self._useless[:-1])
+            )
 
 
 def seed_of(*parts: Any) -> int:
@@ -250,7 +268,9 @@ def extract_json(text: str) -> Any:
         if start < 0:
             continue
         try:
-            return json.JSONDecoder().raw_decode(candidate, start)[0]
+            found = json.JSONDecoder().raw_decode(candidate, start)[0]
+            # Half characters may be written as escapes; no file could hold them.
+            return json.loads(writable(json.dumps(found, ensure_ascii=False)))
         except (ValueError, RecursionError):
             continue
     raise ValueError("not JSON")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from kinject_assets.core.errors import BudgetExceeded, LLMError
 from kinject_assets.core.llm.asking import Asking, ChatRequest
 from kinject_assets.core.llm.ledger import Ledger, Recorded
-from kinject_assets.core.llm.service import Pauses, Service, Trouble, read_completion
+from kinject_assets.core.llm.service import Pauses, Service, Trouble, is_completion, read_completion
 from kinject_assets.core.progress import Report
 
 if TYPE_CHECKING:
@@ -141,7 +141,10 @@ class Direct:
                 completion: Any = await self.api.chat.completions.create(
                     **request.body, **self.service.limit()
                 )
-            except (OpenAIError, ValueError) as error:
+                if not is_completion(completion):
+                    said = self.service.said(str(getattr(completion, "error", None) or completion))
+                    raise ValueError(f"status 200 without an answer in it: {said}")
+            except (OpenAIError, ValueError, RecursionError) as error:
                 trouble = self.service.trouble(error)
                 self.ledger.failed(
                     generation_id,

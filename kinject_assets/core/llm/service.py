@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import quote, urlsplit, urlunsplit
 
 from kinject_assets import config
 from kinject_assets.core.errors import LLMError
@@ -81,7 +81,13 @@ class Service:
         self.url = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
         host = parts.hostname or ""
         self._openai = host == "openai.com" or host.endswith(".openai.com")
-        key = os.environ.get("OPENAI_API_KEY") or ("" if self._openai else "none")
+        # Keys that are read from files often end in a newline, which no header may hold.
+        key = os.environ.get("OPENAI_API_KEY", "").strip() or ("" if self._openai else "none")
+        if not (key.isascii() and key.isprintable()):
+            raise LLMError(
+                "OPENAI_API_KEY holds characters that no request can carry: line breaks, spaces of "
+                "other scripts, or the like. Export it anew."
+            )
         if not key:
             raise LLMError(
                 "OPENAI_API_KEY is not set. Export it (it is never written anywhere), or set "
@@ -115,10 +121,15 @@ class Service:
         return {name: self.settings.max_output_tokens}
 
     def redacted(self, text: str) -> str:
-        """A text of the service's without our key."""
-        return text.replace(self._key, "***") if self._key != "none" else text
+        """A text of the service's without our key, and of characters that can be written."""
+        text = writable(text)
+        if self._key == "none":
+            return text
+        for form in {self._key, quote(self._key, safe=""), " ".join(self._key.split())}:
+            text = text.replace(form, "***")
+        return text
 
-    def trouble(self, error: "OpenAIError | ValueError") -> Trouble:
+    def trouble(self, error: "OpenAIError | ValueError | RecursionError") -> Trouble:
         """What an error of the client means."""
         from openai import APIConnectionError, APIStatusError, APITimeoutError
 
@@ -185,17 +196,28 @@ class Service:
         )
 
 
+def writable(text: str) -> str:
+    """A text in which half characters, which no file can hold, are marks of their own."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def is_completion(completion: Any) -> bool:
+    """Whether a body with status 200 is an answer: some gateways send errors and pages so."""
+    choices = getattr(completion, "choices", None)
+    return isinstance(choices, list) and bool(choices)
+
+
 def read_completion(completion: Any, input_estimate: int) -> dict[str, Any]:
     """What the ledger keeps of an answer, whatever parts of OpenAI's form it lacks."""
-    choices = getattr(completion, "choices", None) or []
+    choices = completion.choices if is_completion(completion) else []
     message = getattr(choices[0], "message", None) if choices else None
     text = getattr(message, "content", None)
-    text = text if isinstance(text, str) else ""
+    text = writable(text) if isinstance(text, str) else ""
     usage = getattr(completion, "usage", None)
     return {
         "text": text,
         "finish_reason": str(getattr(choices[0], "finish_reason", None) or "") if choices else "",
-        "refusal": str(getattr(message, "refusal", None) or ""),
+        "refusal": writable(str(getattr(message, "refusal", None) or "")),
         "input_tokens": _count(getattr(usage, "prompt_tokens", None), input_estimate),
         "output_tokens": _count(getattr(usage, "completion_tokens", None), len(text) // 3 + 1),
     }
