@@ -19,7 +19,7 @@ from kinject_assets import config
 from kinject_assets.core.exams import prompts
 from kinject_assets.core.exams.gates import Asked, Item, gate
 from kinject_assets.core.exams.wording import plain
-from kinject_assets.core.llm.client import Ask, Failure, LLMClient, Received, seed_of
+from kinject_assets.core.llm.client import Ask, Failure, LLMClient, Received, Reply, seed_of
 from kinject_assets.core.manifest import content_hash
 from kinject_assets.core.progress import Report, silent
 from kinject_assets.core.schema import Chunk, Question, Rejection
@@ -106,6 +106,11 @@ class _TurnedAway:
     def add(self, chunk: Chunk, reason: str, shown: str = "") -> None:
         self.rows.append((chunk, reason, shown))
 
+    def useless(self, chunk: Chunk, reply: Reply[Any]) -> None:
+        """Notes each answer before a reply that was received and of no use."""
+        for reason in reply.useless:
+            self.add(chunk, f"answer asked for again: {reason}")
+
     def rejections(self) -> list[Rejection]:
         twins: Counter[tuple[str, str, str]] = Counter()
         found: list[Rejection] = []
@@ -187,7 +192,7 @@ def write_exam(
         report(f"{corpus}: checking questions against {sum(map(bool, passed))} chunks")
         passed = _verify(fresh, passed, client, settings, turned_away)
     report(f"{corpus}: selecting the most specific questions")
-    ranked = _select(fresh, passed, client, settings)
+    ranked = _select(fresh, passed, client, settings, turned_away)
     new = _keep(ranked, settings.keep, asked, turned_away)
 
     articles = {there[key].article_id for key, rows in kept.items() if rows}
@@ -351,8 +356,7 @@ def _write(
     passed: list[list[_Candidate]] = []
     for chunk, reply in zip(chunks, replies, strict=True):
         passed.append([])
-        for reason in reply.useless:
-            turned_away.add(chunk, f"answer asked for again: {reason}")
+        turned_away.useless(chunk, reply)
         if isinstance(reply, Failure):
             turned_away.add(chunk, f"no usable answer: {reply.reason}")
         elif not reply.value.questions:
@@ -429,6 +433,7 @@ def _verify(
     replies = client.ask_many([_checking(chunks[n], passed[n], settings) for n in checked])
     sound: list[list[_Candidate]] = [[] for _ in passed]
     for n, reply in zip(checked, replies, strict=True):
+        turned_away.useless(chunks[n], reply)
         if isinstance(reply, Failure):
             for candidate in passed[n]:
                 reason = f"no usable answer to the verification: {reply.reason}"
@@ -484,6 +489,7 @@ def _select(
     passed: Sequence[list[_Candidate]],
     client: LLMClient,
     settings: config.Exams,
+    turned_away: _TurnedAway,
 ) -> list[list[_Candidate]]:
     """Each chunk's questions, the picks of the second request first."""
     contested = [n for n, candidates in enumerate(passed) if len(candidates) > settings.keep]
@@ -492,7 +498,10 @@ def _select(
     )
     ranked = [list(candidates) for candidates in passed]
     for n, reply in zip(contested, replies, strict=True):
-        if isinstance(reply, Received):
+        turned_away.useless(chunks[n], reply)
+        if isinstance(reply, Failure):
+            turned_away.add(chunks[n], f"no usable answer to the selection: {reply.reason}")
+        else:
             picked = reply.value.kept
             rest = [place for place in range(len(passed[n])) if place not in picked]
             ranked[n] = [passed[n][place] for place in (*picked, *rest)]
