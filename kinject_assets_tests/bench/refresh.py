@@ -34,10 +34,7 @@ SECTIONS, SENTENCES = 1, 6
 CORPUS = "reports"
 CATEGORY = "Reports"
 
-_NAMES = (
-    "Abric Breulda Casmir Delton Emwen Falric Grimir Heston Isulda Jarwen Kirric Linton".split()
-)
-_PLACES = "Ashwick Brimford Caldhaven Dunstead Everwick Frostford Greenhaven Hartstead".split()
+_SYLLABLES = "ba ce di fo gu ha je ki lo mu na pe ri so tu va we xi yo zu".split()
 _THINGS = "bridge canal harbour library market mill museum observatory railway school".split()
 
 
@@ -55,12 +52,16 @@ class Reports(World):
             ]
         }
 
+    def _name(self) -> str:
+        """One of 160,000 names: as in real text, few are met twice."""
+        return "".join(self._draw.choice(_SYLLABLES) for _ in range(4)).capitalize()
+
     def _sentence(self) -> str:
         draw = self._draw
         return (
-            f"In {draw.randrange(1800, 2031)} the {draw.choice(_THINGS)} of {draw.choice(_PLACES)} "
-            f"was rebuilt by {draw.choice(_NAMES)} {draw.choice(_NAMES)} for "
-            f"{draw.randrange(100, 9999)} crowns."
+            f"In {draw.randrange(1800, 2031)} the {draw.choice(_THINGS)} of {self._name()} "
+            f"was rebuilt by {self._name()} {self._name()} for "
+            f"{draw.randrange(10_000, 10_000_000)} crowns."
         )
 
     def _report(self, title: str) -> WorldPage:
