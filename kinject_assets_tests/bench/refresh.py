@@ -187,11 +187,12 @@ def stages(said: str) -> dict[str, float]:
     default=Path("data/out/bench/refresh.json"),
     show_default=True,
 )
-def main(out: Path) -> None:
+@click.option("--articles", default=ARTICLES, show_default=True, help="Size of the corpus.")
+def main(out: Path, articles: int) -> None:
     """Measures a full build, a look that finds nothing, and one after 1 % was edited."""
     folder = Path(tempfile.mkdtemp(prefix="kinject-bench-"))
     try:
-        result = measure(folder)
+        result = measure(folder, articles)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -200,10 +201,10 @@ def main(out: Path) -> None:
     click.echo(f"{out}")
 
 
-def measure(folder: Path) -> dict[str, Any]:
+def measure(folder: Path, articles: int) -> dict[str, Any]:
     """The three runs and their ratios."""
     path = profile(folder)
-    world = Reports(ARTICLES, seed=11)
+    world = Reports(articles, seed=11)
     home = folder / "home"
     store = Store(home / "refresh")
     runs: dict[str, dict[str, Any]] = {}
@@ -221,7 +222,7 @@ def measure(folder: Path) -> dict[str, Any]:
 
         run("full")
         run("nothing_changed")
-        edited = world.edit_sentences(round(EDITED_SHARE * ARTICLES))
+        edited = world.edit_sentences(round(EDITED_SHARE * articles))
         run("edited")
     full, nothing, after = runs["full"], runs["nothing_changed"], runs["edited"]
     return {
