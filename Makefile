@@ -38,8 +38,8 @@ format: .venv/.installed ## Formats the code
 	@$(BIN)/ruff check --fix --quiet .
 	@$(BIN)/ruff format .
 
-bench: .venv/.installed ## Scoring against stock lm-eval, and refreshes (about half an hour, idle machine)
-	@$(BIN)/python -m kinject_assets_tests.bench.refresh
+bench: .venv/.installed ## Scoring against stock lm-eval, and refreshes (over 20 minutes, idle machine)
+	@$(BIN)/python -m kinject_assets_tests.bench.refresh --articles 200
 	@$(BIN)/python -m kinject_assets_tests.bench.scoring
 	@$(BIN)/python -m kinject_assets_tests.bench.scoring --size 1.1B --questions 4 \
 	  --case "anatomy, 5-shot" --case "K = 0..5, 5-shot, chunks of 120"

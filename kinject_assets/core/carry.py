@@ -62,7 +62,13 @@ def out_of_date(plan: Plan, corpora: Iterable[str] = ()) -> dict[Cell, str]:
         Cell -> hash of what it would be made from now: while it is the same, trying again would
         bring the same.
     """
-    current = _current(plan) | set(corpora)
+    releases = read_releases(plan.store.lake)
+    rolling = set(rolling_corpora(plan.profile))
+    current = rolling | {r.key for r in releases if r.corpus in rolling} | set(corpora)
+    trained = _trained(plan, {r.key for r in releases})
+    answered = any(
+        plan.state(cell) != "missing" for cell in plan.cells if cell.asset in METHODS.values()
+    )
     found: dict[Cell, str] = {}
     blocked: set[Cell] = set()
     for cell in plan.cells:
@@ -70,8 +76,8 @@ def out_of_date(plan: Plan, corpora: Iterable[str] = ()) -> dict[Cell, str]:
         state = plan.state(cell)
         held = cell.parts and not blocked.isdisjoint(upstream)
         waits = (
-            not _goes_by_itself(plan, cell)
-            or (state == "missing" and not _expected(plan, cell, current))
+            (cell.asset in (*TRAINED, "damage") and cell.parts[0] not in trained)
+            or (state == "missing" and not _expected(plan, cell, current, answered))
             or (state == "stale" and not only_inputs_differ(plan, cell))
         )
         if state == "broken" or held or (waits and state != "complete"):
@@ -104,27 +110,20 @@ def ready(plan: Plan, waiting: Iterable[Cell]) -> list[Cell]:
     return found or [cell for cell in waiting if not cell.parts]
 
 
-def _current(plan: Plan) -> set[str]:
-    """Corpora that are kept current: windows of current events and their releases."""
-    rolling = set(rolling_corpora(plan.profile))
-    return rolling | {r.key for r in read_releases(plan.store.lake) if r.corpus in rolling}
+def _trained(plan: Plan, releases: set[str]) -> set[str]:
+    """Corpora on which models are trained by themselves."""
+    match plan.profile.refresh.train:
+        case "always":
+            return set(plan.profile.corpora)
+        case "releases":
+            return releases
+    return set()
 
 
-def _goes_by_itself(plan: Plan, cell: Cell) -> bool:
-    if cell.asset not in CARRIED:
-        return False
-    if cell.asset not in TRAINED and cell.asset != "damage":
-        return True
-    rule = plan.profile.refresh.train
-    releases = {release.key for release in read_releases(plan.store.lake)}
-    return rule == "always" or (rule == "releases" and cell.parts[0] in releases)
-
-
-def _expected(plan: Plan, cell: Cell, current: set[str]) -> bool:
-    """Whether a missing cell is made by itself."""
+def _expected(plan: Plan, cell: Cell, current: set[str], answered: bool) -> bool:
+    """Whether a missing cell is made by itself; tables are once something is answered."""
     if not cell.parts:
-        answers = (c for c in plan.cells if c.asset in METHODS.values())
-        return any(plan.state(c) != "missing" for c in answers)
+        return answered
     if cell.parts[0] not in current:
         return False
     # The first look at a window is a person's, or the schedule's; a release follows from it.

@@ -108,6 +108,10 @@ CARRY_ON = (
 from: what it gives is asked."""
 
 
+FRESH = ("articles", "chunks", "questions", "retrieved")
+"""Assets that a working schedule looks at every day, whether there is something new or not."""
+
+
 def with_condition(spec: dg.AssetSpec) -> dg.AssetSpec:
     """Puts the condition, and the policy of freshness, on the assets that have them."""
     name = spec.key.to_user_string()
@@ -121,9 +125,6 @@ def with_condition(spec: dg.AssetSpec) -> dg.AssetSpec:
         spec = spec.replace_attributes(freshness_policy=policy)
     return spec
 
-
-FRESH = ("articles", "chunks", "questions", "retrieved")
-"""Assets that a working schedule looks at every day, whether there is something new or not."""
 
 carry_changes = dg.AutomationConditionSensorDefinition(
     "carry_changes",

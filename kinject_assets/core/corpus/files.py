@@ -328,6 +328,26 @@ class _Reader:
                 self._exclude(f"{relative} ({name})", "empty")
 
 
+def list_files(settings: Files, base_folder: Path) -> list[Path]:
+    """Files that a source reads, sorted.
+
+    Raises:
+        SourceError: If the folder is missing, or a pattern is none.
+    """
+    folder = base_folder / settings.folder
+    if not folder.is_dir():
+        raise SourceError(f"{folder}: no such folder. Set `folder` of the source in the profile.")
+    try:
+        return sorted(
+            {p for pattern in settings.patterns for p in folder.glob(pattern) if p.is_file()}
+        )
+    except (ValueError, NotImplementedError) as error:
+        raise SourceError(
+            f"patterns {', '.join(settings.patterns)}: {error}. Patterns are relative to the "
+            "folder, e.g. **/*.txt"
+        ) from error
+
+
 def read_files(
     settings: Files, base_folder: Path, fetched_at: datetime, report: Report = silent
 ) -> tuple[list[Article], list[Exclusion]]:
@@ -348,18 +368,7 @@ def read_files(
     Raises:
         SourceError: If the folder is missing or gives no article, or a line of jsonl is wrong.
     """
-    folder = base_folder / settings.folder
-    if not folder.is_dir():
-        raise SourceError(f"{folder}: no such folder. Set `folder` of the source in the profile.")
-    try:
-        paths = sorted(
-            {p for pattern in settings.patterns for p in folder.glob(pattern) if p.is_file()}
-        )
-    except (ValueError, NotImplementedError) as error:
-        raise SourceError(
-            f"patterns {', '.join(settings.patterns)}: {error}. Patterns are relative to the "
-            "folder, e.g. **/*.txt"
-        ) from error
+    folder, paths = base_folder / settings.folder, list_files(settings, base_folder)
     reader = _Reader(settings, folder, fetched_at)
     for done, path in enumerate(paths):
         if ".." in path.relative_to(folder).parts:

@@ -335,8 +335,9 @@ def months_to_visit(source: WikiEvents, now: datetime, before: Before) -> tuple[
         first = min(first, *window[-source.revisit_months :])
         # Months that have left are not read for themselves, but for releases that hold them.
         left = [month for month in months_kept(source, now, before) if month not in window]
+        if known:
+            known.update(left)
         if known or before.month < window[-1]:
-            known |= set(left) if known else set()
             window = [*left, *window]
     return tuple(month for month in window if month >= first or month not in known)
 

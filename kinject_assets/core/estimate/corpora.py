@@ -12,7 +12,7 @@ from typing import Literal, TypeVar
 
 from kinject_assets.config import Chunking, Corpus, Files, Profile, WikiEvents, WikiPages
 from kinject_assets.core.corpus.chunking import chunk_articles, token_counter
-from kinject_assets.core.corpus.files import read_files
+from kinject_assets.core.corpus.files import list_files, read_files
 from kinject_assets.core.corpus.sources import read_frozen, window_months
 from kinject_assets.core.errors import KinjectError, SourceError
 from kinject_assets.core.estimate.assumptions import MMLU_SIZES, Assumed
@@ -357,14 +357,9 @@ def _read(
     report: Report,
 ) -> _Text:
     folder, today = profile.folder / source.folder, datetime.now(UTC)
-    try:
-        paths = sorted(
-            {p for pattern in source.patterns for p in folder.glob(pattern) if p.is_file()}
-        )
-    except (ValueError, NotImplementedError):
-        paths = []
+    paths = list_files(source, profile.folder)
     if not paths:
-        read_files(source, profile.folder, today)  # says what is wrong with folder or patterns
+        read_files(source, profile.folder, today)  # says that the patterns find nothing
     largest = within * BYTES_A_SECOND
     if min(path.stat().st_size for path in paths) > largest:
         sizes = [(path.name, round(path.stat().st_size * _prose(path, assume))) for path in paths]
