@@ -9,7 +9,7 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, lru_cache
 
 from kinject_assets.core.corpus.chunking import spaceless
 from kinject_assets.core.exams.wording import (
@@ -105,6 +105,16 @@ class Item:
         """Stems of what the question says."""
         said = content(self.stem)
         return stems([t for t in said if t.name]) | (stems(said) - _asking())
+
+    @cached_property
+    def stem_words(self) -> frozenset[str]:
+        """Words of the question as they are written."""
+        return frozenset(words(plain(self.stem))) or frozenset({plain(self.stem)})
+
+    @cached_property
+    def answer_words(self) -> frozenset[str]:
+        """Stems of the right option."""
+        return stems(content(self.gold)) or stems(terms(self.gold))
 
     @cached_property
     def subject(self) -> frozenset[str]:
@@ -263,6 +273,7 @@ def gate(item: Item, options: int) -> str | None:
 # -- What options say ------------------------------------------------------------------------------
 
 
+@lru_cache(maxsize=1 << 14)
 def _keys(text: str) -> tuple[str, ...]:
     found = tuple(term.key for term in content(text))
     return found or tuple(term.key for term in terms(text))
@@ -279,6 +290,7 @@ def says_the_same(a: str, b: str, ordered: bool = False) -> bool:
     return not ordered and _listed(a) is not None and _listed(a) == _listed(b)
 
 
+@lru_cache(maxsize=1 << 14)
 def _listed(text: str) -> frozenset[tuple[str, ...]] | None:
     """The members of a list (A and B), whatever their order; `None` if it is none."""
     parts = re.split(r"\s*(?:,|;|&|\band\b|\bor\b)\s*", plain(text))
@@ -622,16 +634,25 @@ _REFERS = tuple(
 
 
 class Asked:
-    """The questions that a corpus asks already, to compare others with."""
+    """The questions that a corpus asks already, to compare others with.
+
+    Two questions can only ask the same if the words of one's answer are all in the other's answer,
+    or in what the other says. So a question is filed under the rarest word of its answer, which the
+    other one must have: in a corpus of any size, few are compared.
+    """
 
     def __init__(self) -> None:
-        self._by_answer: defaultdict[str, list[Item]] = defaultdict(list)
+        self._by_word: defaultdict[str, list[Item]] = defaultdict(list)
+        self._by_rarest_word: defaultdict[str, list[Item]] = defaultdict(list)
+        self._by_spelling: defaultdict[str, list[Item]] = defaultdict(list)
         self._golds: dict[str, str] = {}
 
     def add(self, item: Item) -> None:
         """Takes a question in."""
-        for word in stems(content(item.gold)) or stems(terms(item.gold)):
-            self._by_answer[word].append(item)
+        self._by_rarest_word[self._rarest(item)].append(item)
+        self._by_spelling["".join(_keys(item.gold))].append(item)
+        for word in item.answer_words:
+            self._by_word[word].append(item)
         self._golds.setdefault(" ".join(words(item.stem)), " ".join(words(item.gold)))
 
     def objection(self, item: Item) -> str | None:
@@ -639,20 +660,29 @@ class Asked:
         gold = " ".join(words(item.gold))
         if self._golds.get(" ".join(words(item.stem)), gold) != gold:
             return "same words as another question of the corpus with another answer"
-        answer = stems(content(item.gold)) or stems(terms(item.gold))
-        near: dict[int, Item] = {}
-        for word in answer | item.asked:
-            near |= {id(other): other for other in self._by_answer.get(word, ())}
-        if any(ask_the_same(item, other) for other in near.values()):
+        near = [
+            *self._by_spelling.get("".join(_keys(item.gold)), ()),
+            *self._by_word.get(self._rarest(item), ()),
+            *(o for w in item.answer_words | item.asked for o in self._by_rarest_word.get(w, ())),
+        ]
+        if any(
+            ask_the_same(item, other) for other in {id(other): other for other in near}.values()
+        ):
             return "near-duplicate of another question of the corpus"
         return None
+
+    def _rarest(self, item: Item) -> str:
+        """The word of an answer that the fewest answers have so far."""
+        return min(
+            sorted(item.answer_words), key=lambda w: len(self._by_word.get(w, ())), default=""
+        )
 
 
 def ask_the_same(a: Item, b: Item) -> bool:
     """Whether two questions ask for one fact, in other words or the other way round."""
     titles = a.subject | b.subject
     if _same_answer(a.gold, b.gold):
-        first, second = (set(words(stem)) or {stem} for stem in (plain(a.stem), plain(b.stem)))
+        first, second = a.stem_words, b.stem_words
         if len(first & second) / len(first | second) >= NEAR_DUPLICATE:
             return True
         if _apart(a, b):

@@ -5,6 +5,7 @@ reasons; nothing crashes, nothing goes on for ever, and the accounts are exact. 
 binds its model to the schema gives JSON that fits.
 """
 
+import importlib
 import importlib.util
 import json
 import os
@@ -93,8 +94,10 @@ def transformers_server(model: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 def write_gguf(model: Path, out: Path) -> None:
     """The model in llama.cpp's format, by its own library."""
-    import gguf
     from safetensors.numpy import load_file
+
+    # Not among the development packages: it comes with what is built for these tests alone.
+    gguf = importlib.import_module("gguf")
 
     settings = json.loads((model / "config.json").read_text())
     tokenizer = json.loads((model / "tokenizer.json").read_text())
