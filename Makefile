@@ -39,7 +39,7 @@ format: .venv/.installed ## Formats the code
 	@$(BIN)/ruff format .
 
 bench: .venv/.installed ## Scoring against stock lm-eval, and refreshes (over 20 minutes, idle machine)
-	@$(BIN)/python -m kinject_assets_tests.bench.refresh --articles 200
+	@$(BIN)/python -m kinject_assets_tests.bench.refresh
 	@$(BIN)/python -m kinject_assets_tests.bench.scoring
 	@$(BIN)/python -m kinject_assets_tests.bench.scoring --size 1.1B --questions 4 \
 	  --case "anatomy, 5-shot" --case "K = 0..5, 5-shot, chunks of 120"
