@@ -87,6 +87,7 @@ def out_of_date(plan: Plan, corpora: Iterable[str] = ()) -> dict[Cell, str]:
             found[cell] = content_hash(
                 plan.fingerprint(cell), [found[above] for above in upstream if above in found]
             )
+            answered = answered or cell.asset in METHODS.values()
     return found
 
 
@@ -121,7 +122,7 @@ def _trained(plan: Plan, releases: set[str]) -> set[str]:
 
 
 def _expected(plan: Plan, cell: Cell, current: set[str], answered: bool) -> bool:
-    """Whether a missing cell is made by itself; tables are once something is answered."""
+    """Whether a missing cell is made by itself; tables are once there are answers."""
     if not cell.parts:
         return answered
     if cell.parts[0] not in current:

@@ -141,6 +141,7 @@ def test_a_corpus_that_was_never_made_waits_and_a_window_goes_on(tmp_path: Path)
     waiting = names(out_of_date(grid))
     assert waiting[0] == "chunks/news-current"
     assert "answers_rag/news-current/small" in waiting
+    assert waiting[-1] == "lineage_audit", "the tables follow the first answers"
     assert not any("docs" in name or "checkpoint" in name for name in waiting)
 
 
