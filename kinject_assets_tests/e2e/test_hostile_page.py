@@ -153,7 +153,8 @@ def test_it_is_inert_in_the_ui(stores: tuple[Store, Store, str], page: Page) -> 
     with serving_ui(hostile.root.parents[1] / "small.yaml", hostile.root.parent) as url:
         for asset in ("articles", "chunks", "questions"):
             page.goto(f"{url}/assets/{asset}?partition=comets&view=partitions")
-            page.get_by_role("button", name="Show Markdown").first.click(timeout=60_000)
+            page.get_by_text("[Show Markdown]").first.click(timeout=60_000)
+            page.get_by_role("dialog").locator("table").first.wait_for()
             page.wait_for_timeout(1_000)
             assert page.evaluate("window.pwned") is None
             page.keyboard.press("Escape")
