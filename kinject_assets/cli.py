@@ -68,8 +68,10 @@ def main() -> None:
       kinject sql "SELECT * FROM scores LIMIT 5"
       kinject ui             the Dagster UI: lineage, runs, metadata
     \b
-    Your own corpus: copy kinject_assets/profiles/own-corpus.yaml, change the marked lines, then
-      kinject run --profile my-study.yaml
+    Your own corpus:
+      kinject init DOCUMENTS --model MODEL     writes an annotated profile
+      kinject plan --profile documents.yaml    requests, USD and hours before anything is spent
+      kinject run --profile documents.yaml
     """
 
 
@@ -115,6 +117,35 @@ def run(
     from kinject_assets.defs.commands import run_profile
 
     sys.exit(run_profile(profile, selection, corpora, models))
+
+
+@main.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option(
+    "--model", required=True, metavar="M", help="Folder with safetensors, or a Hugging Face id."
+)
+@click.option(
+    "--out",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Where to write it. Default: FOLDER's name with .yaml, in this folder.",
+)
+def init(folder: Path, model: str, out: Path | None) -> None:
+    """Writes a profile for a FOLDER of documents: txt, Markdown, HTML, PDF or jsonl.
+
+    Nothing is sent or spent. The profile says what each line means; the lines marked <- are those
+    that people change first.
+    """
+    from kinject_assets.core.starting import slug, write_profile
+
+    path, found = write_profile(folder, model, out or Path(f"{slug(folder.absolute().name)}.yaml"))
+    for line in found:
+        click.echo(line, err=True)
+    click.echo(path)
+    click.echo(
+        f"Next: kinject doctor --profile {path.name}, then plan, then run. Questions and "
+        "paraphrases are written by the service under `llm`.",
+        err=True,
+    )
 
 
 @main.command()
