@@ -119,8 +119,7 @@ class _Batches:
 
     async def _work(self, batch: _Batch) -> None:
         """Validates a batch, answers its lines at an even pace, and publishes its files."""
-        seconds = self.state.faults.batch_seconds
-        await asyncio.sleep(seconds / 10)
+        await asyncio.sleep(self.state.faults.batch_seconds / 10)
         rows, batch.errors = _read(self.files[batch.input_file_id].content)
         batch.tokens = sum(len(json.dumps(row["body"])) // 4 for row in rows)
         enqueued = sum(b.tokens for b in self.batches.values() if b.status in UNDER_WAY)
@@ -137,7 +136,7 @@ class _Batches:
         undone = ""
         for row in rows:
             if not undone:
-                await asyncio.sleep(0.9 * seconds / len(rows))
+                await asyncio.sleep(0.9 * self.state.faults.batch_seconds / len(rows))
                 if batch.status == "cancelling":
                     undone = "batch_cancelled"
                 elif time.time() > batch.created + batch.window:

@@ -81,14 +81,14 @@ CASES = {
 }
 
 
-def prepare(folder: Path, size: Size) -> None:
-    """Saves the model, and a tokenizer trained on the exams."""
+def prepare(folder: Path, size: Size, texts: Sequence[str] = ()) -> None:
+    """Saves the model, and a tokenizer trained on texts, or else on the exams."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from kinject_assets_tests.tiny import byte_level_tokenizer
 
-    tokenizer = byte_level_tokenizer(_texts(), MERGES)
+    tokenizer = byte_level_tokenizer(texts or _texts(), MERGES)
     torch.manual_seed(0)
     LlamaForCausalLM(
         LlamaConfig(

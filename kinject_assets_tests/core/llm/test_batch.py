@@ -221,11 +221,12 @@ def test_a_batch_is_taken_over_when_its_process_dies(
 def test_ctrl_c_leaves_the_batch_and_says_so(
     lab: str, tmp_path: Path, undisturbed: list[str]
 ) -> None:
-    faults(lab, batch_seconds=1.5)
+    faults(lab, batch_seconds=20)
     process = asker(lab, tmp_path)
     wait_for(submitted(tmp_path))
     process.send_signal(signal.SIGINT)
     _, told = process.communicate(timeout=30)
+    faults(lab, batch_seconds=0)
     assert process.returncode != 0
     assert "goes on at" in told
     assert "run again to collect it" in told
