@@ -357,9 +357,37 @@ def report(profile_name: str | None, out: Path | None) -> None:
     from kinject_assets.core.report.html import write_report
 
     profile = _select(profile_name)
+    from kinject_assets.defs.partitions import REFERENCES
+
     path = out or home(profile) / "report.html"
-    write_report(_database(profile), profile, path)
+    write_report(_database(profile), profile, path, REFERENCES)
     click.echo(path)
+
+
+@main.command()
+@profile_option
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder to write to. Default: figures in the profile's folder.",
+)
+def figures(profile_name: str | None, out: Path | None) -> None:
+    """Writes the study's figures from the results (PNG, SVG; their data as Parquet and CSV).
+
+    Prints the paths of what it wrote; what the study lacks for a figure goes to stderr. Pages and
+    tables of these figures that the folder holds and that are not made any more are removed.
+    """
+    from kinject_assets.config import home
+    from kinject_assets.core.report.figures import study_figures, write_figure
+
+    profile = _select(profile_name)
+    from kinject_assets.defs.partitions import REFERENCES
+
+    for figure in study_figures(_database(profile), profile, REFERENCES):
+        for path in write_figure(figure, out or home(profile) / "figures"):
+            click.echo(path)
+        for missing in figure.missing:
+            click.echo("\n".join((f"{figure.name}:", *missing.note())), err=True)
 
 
 @main.command()

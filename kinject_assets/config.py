@@ -326,17 +326,163 @@ class Encoder(Settings):
 
     model: str = Field(default="BAAI/bge-large-en", description="hub id, folder, or `lab:NAME`")
     revision: str | None = Field(default=None, description="revision of a hub id")
-    query_prefix: str = Field(default="", description="instruction in front of each query")
+    query_prefix: str | None = Field(
+        default=None,
+        description="instruction in front of each query; null: what its authors give, if that is "
+        "known, or its own files say, else none",
+    )
+    passage_prefix: str | None = Field(
+        default=None, description="text in front of each chunk; null as for query_prefix"
+    )
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
+        default="auto",
+        description="numbers it computes with. auto: float32 on a CPU; on a GPU float16, or "
+        "bfloat16 if its weights are stored so",
+    )
+    max_tokens: int | None = Field(
+        default=None,
+        ge=1,
+        description="tokens of a text that it reads, at most its own limit, which null means",
+    )
     batch_size: int = Field(default=64, ge=1)
+
+
+RetrieverName = Literal["dense", "lexical", "fused", "reranked", "oracle", "random"]
+"""A way to rank chunks."""
+
+
+class Lexical(Settings):
+    """BM25 as Lucene computes it, over words of any language."""
+
+    k1: float = Field(default=1.2, ge=0, description="how soon a repeated word stops counting")
+    b: float = Field(default=0.75, ge=0, le=1, description="how much long chunks are marked down")
+    stemmer: (
+        Literal[
+            "arabic",
+            "danish",
+            "dutch",
+            "english",
+            "finnish",
+            "french",
+            "german",
+            "hungarian",
+            "italian",
+            "norwegian",
+            "portuguese",
+            "romanian",
+            "russian",
+            "spanish",
+            "swedish",
+        ]
+        | None
+    ) = Field(
+        default=None, description="language whose words are cut to their stems; null: as they stand"
+    )
+
+
+class Rerank(Settings):
+    """A cross-encoder that ranks the first chunks of another retriever again."""
+
+    model: str = Field(
+        description="hub id, folder or `lab:NAME` of a sentence-transformers CrossEncoder"
+    )
+    revision: str | None = Field(default=None, description="revision of a hub id")
+    over: Literal["dense", "lexical", "fused"] = Field(
+        default="fused", description="whose first chunks it reads"
+    )
+    depth: int = Field(
+        default=50, ge=1, le=1000, description="how many of them; at least retrieval.depth"
+    )
+    batch_size: int = Field(default=32, ge=1, description="pairs a forward pass")
+
+
+class IndexParameters(Settings):
+    """Parameters of approximate indexes; null: as the rule of docs/retrieval.md says."""
+
+    hnsw_m: int | None = Field(
+        default=None, ge=2, le=256, description="HNSW: neighbours of each vector"
+    )
+    ef_construction: int | None = Field(
+        default=None, ge=4, description="HNSW: candidates looked at when it is built"
+    )
+    ef_search: int | None = Field(
+        default=None, ge=1, description="HNSW: candidates looked at in a search"
+    )
+    build_threads: int | None = Field(
+        default=None,
+        ge=1,
+        description="HNSW: threads that build it, null: all; only one builds the same graph again",
+    )
+    nlist: int | None = Field(default=None, ge=1, description="IVF-PQ: lists of vectors")
+    nprobe: int | None = Field(default=None, ge=1, description="IVF-PQ: lists read in a search")
+    pq_m: int | None = Field(
+        default=None, ge=1, description="IVF-PQ: bytes a vector; must divide its dimension"
+    )
+    refine: int | None = Field(
+        default=None,
+        ge=1,
+        description="IVF-PQ: candidates for each chunk wanted, ranked by their exact vectors",
+    )
 
 
 class Retrieval(Settings):
     """How chunks are found for a question."""
 
     encoder: Encoder = Encoder()
-    index: Literal["flat"] = Field(default="flat", description="flat: exact inner product")
+    index: Literal["auto", "flat", "hnsw", "ivfpq"] = Field(
+        default="auto",
+        description="flat: exact; hnsw and ivfpq: approximate, for very many chunks; auto: flat "
+        "until it is too slow or too large",
+    )
+    index_memory_gb: float = Field(
+        default=8.0, gt=0, description="GB of memory that an index chosen by `auto` may take"
+    )
+    index_parameters: IndexParameters = IndexParameters()
     query: Literal["question", "question_and_options"] = "question"
     depth: int = Field(default=10, ge=1, le=1000, description="ranks kept per question")
+    retrievers: tuple[RetrieverName, ...] = Field(
+        default=("dense",),
+        min_length=1,
+        description="whose chunks rag and ft_rag answer with; the first is the study's: tables and "
+        "claims use it alone",
+    )
+    also_ranked: tuple[RetrieverName, ...] = Field(
+        default=(), description="further ones whose recall is measured, without answers"
+    )
+    lexical: Lexical = Lexical()
+    rerank: Rerank | None = Field(default=None, description="needed for `reranked`")
+
+    @model_validator(mode="after")
+    def _retrievers_fit(self) -> "Retrieval":
+        names = (*self.retrievers, *self.also_ranked)
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(
+                f"{', '.join(twice)} stands twice in `retrievers` and `also_ranked`: name it once"
+            )
+        if "reranked" in names and self.rerank is None:
+            raise ValueError(
+                "`reranked` needs the part `rerank`, e.g. rerank: {model: "
+                "cross-encoder/ms-marco-MiniLM-L6-v2}"
+            )
+        if self.rerank and self.rerank.depth < self.depth:
+            raise ValueError(
+                f"rerank.depth ({self.rerank.depth}) is less than depth ({self.depth}): not all "
+                "that is kept would be reranked; raise rerank.depth or lower depth"
+            )
+        return self
+
+    def ranking(self, exam: str) -> tuple[RetrieverName, ...]:
+        """Retrievers that apply to an exam, those that answer first, in the profile's order.
+
+        Args:
+            exam: Its kind. Questions of `mmlu` were written from no chunk: no oracle knows it.
+        """
+        names = (*self.retrievers, *self.also_ranked)
+        return tuple(name for name in names if name != "oracle" or exam != "mmlu")
+
+    def answering(self, exam: str) -> tuple[RetrieverName, ...]:
+        """Those of `ranking` that rag and ft_rag answer with; the first is the study's."""
+        return tuple(name for name in self.ranking(exam) if name in self.retrievers)
 
 
 class Model(Settings):
@@ -357,7 +503,7 @@ class Model(Settings):
 
 
 class Training(Settings):
-    """How checkpoints are made. A recipe may override each of these."""
+    """How checkpoints are made. A recipe may override those that `RecipeOverrides` names."""
 
     piece_tokens: int = Field(default=256, ge=8, description="tokens in a training piece")
     epochs: int = Field(default=5, ge=1, le=1000, description="at most")
@@ -379,6 +525,67 @@ class Training(Settings):
     general_text: Path | Literal["lab"] | None = Field(
         default=None, description="text file whose perplexity before and after training is measured"
     )
+    documents: Literal["joined", "isolated"] = Field(
+        default="joined",
+        description="joined: attention and prediction go on from one text of a piece into the "
+        "next; isolated: each text is read and predicted as if it stood alone",
+    )
+    replay_share: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="share of an epoch's tokens that comes from replay_text, against forgetting",
+    )
+    replay_text: Path | Literal["lab"] | None = Field(
+        default=None,
+        description="UTF-8 text of general language, with blank lines between paragraphs, that is "
+        "mixed in; none of it may be in general_text",
+    )
+    patience: int | None = Field(
+        default=None,
+        ge=1,
+        description="epochs in a row without a lower validation loss after which a trial ends; "
+        "null: none ends early",
+    )
+    processes: int = Field(
+        default=1,
+        ge=1,
+        le=64,
+        description="GPUs, or on a machine without one processes, that one checkpoint is trained "
+        "on, by torchrun",
+    )
+    sharding: Literal["none", "fsdp"] = Field(
+        default="none",
+        description="none: each process holds the whole model; fsdp: weights, gradients and "
+        "optimiser state are spread over the processes",
+    )
+    gradient_checkpointing: bool | None = Field(
+        default=None,
+        description="compute activations twice instead of keeping them; null: when memory runs "
+        "out in spite of a small micro-batch",
+    )
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = Field(
+        default="sdpa",
+        description="kernel; sdpa is torch's, eager where a model has none; flash_attention_2 "
+        "needs CUDA and the package flash-attn",
+    )
+    compile: bool = Field(
+        default=False, description="compile the layers by torch.compile: minutes first, then faster"
+    )
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> "Training":
+        if self.patience is not None and self.keep == "last":
+            raise ValueError(
+                "patience looks at the validation loss of each epoch, and with keep `last` it is "
+                "measured once: set keep to `best` or patience to null"
+            )
+        if self.sharding == "fsdp" and self.processes == 1:
+            raise ValueError(
+                "sharding `fsdp` spreads a model over processes, and there is one: set processes "
+                "to the number of GPUs, or sharding to `none`"
+            )
+        return self
 
 
 class RecipeOverrides(Settings):
@@ -392,8 +599,17 @@ class RecipeOverrides(Settings):
     epochs: int | None = Field(default=None, ge=1, le=1000)
     learning_rates: tuple[float, ...] | None = Field(default=None, min_length=1)
     keep: Literal["best", "last"] | None = None
+    replay_share: float | None = Field(default=None, ge=0, lt=1)
     lora_rank: int | None = Field(default=None, ge=1)
     lora_alpha: int | None = Field(default=None, ge=1)
+    patience: int | None = Field(default=None, ge=1)
+    processes: int | None = Field(default=None, ge=1, le=64)
+    sharding: Literal["none", "fsdp"] | None = None
+
+
+AS_ITS_RECIPE = ("epochs", "replay_share", "lora_rank", "lora_alpha")
+"""Settings of a control that are always those of its recipe. The learning rate and the kept epoch
+are, too, but come from its checkpoint."""
 
 
 class Cells(Settings):
@@ -645,6 +861,28 @@ class Profile(Settings):
                     f"recipes.{name}: control of `{spec.control_of}`, which is not under `recipes`"
                 )
         problems += self._augmentations()
+        if unanswered := [
+            corpus
+            for corpus in (
+                *(
+                    corpus
+                    for cells in self.grid
+                    if {"rag", "ft_rag"} & set(cells.methods)
+                    for corpus in cells.corpora
+                ),
+                *self.damage.reading,
+            )
+            if corpus in self.corpora
+            and not self.retrieval.answering(self.corpora[corpus].exam.kind)
+        ]:
+            problems.append(
+                "retrieval.retrievers: `oracle` knows no chunks of "
+                f"{', '.join(dict.fromkeys(unanswered))}, as questions of mmlu were written from "
+                "none; add another one, e.g. retrievers: [oracle, dense]"
+            )
+        problems += self._controls()
+        problems += self._replay()
+        problems += self._overrides()
         for index, cells in enumerate(self.grid):
             for field, allowed in (
                 ("corpora", self.corpora),
@@ -695,11 +933,20 @@ class Profile(Settings):
         return self.path.parent if self.path else Path.cwd()
 
     def recipe_training(self, recipe: str) -> Training:
-        """`training` with a recipe's overrides."""
+        """`training` with a recipe's overrides; a control follows its recipe (`AS_ITS_RECIPE`)."""
         overrides = self.recipes[recipe]
         changes = (
             overrides.model_dump(exclude_none=True, exclude={"augmentation"}) if overrides else {}
         )
+        control_of = RecipeSpec.parse(recipe).control_of
+        if control_of in self.recipes:
+            followed = self.recipe_training(control_of)
+            changes |= {field: getattr(followed, field) for field in AS_ITS_RECIPE}
+        # What the recipe's own words leave without a meaning is not inherited.
+        if changes.get("keep") == "last":
+            changes.setdefault("patience", None)
+        if changes.get("processes") == 1:
+            changes.setdefault("sharding", "none")
         return self.training.model_copy(update=changes)
 
     def recipe_augmentation(self, recipe: str) -> str:
@@ -710,6 +957,57 @@ class Profile(Settings):
         if spec.control_of or not spec.n_paraphrases:
             return ""
         return (overrides and overrides.augmentation) or PARAPHRASE
+
+    def _overrides(self) -> list[str]:
+        """What recipes set that does not go together with the rest of `training`."""
+        problems: list[str] = []
+        for name in filter(RECIPE.match, self.recipes):
+            settings = self.recipe_training(name)
+            try:
+                Training.model_validate(settings.model_dump())
+            except ValidationError as error:
+                said = [e["msg"].removeprefix("Value error, ") for e in error.errors()]
+                problems += [f"recipes.{name}: {words}" for words in said]
+            if RecipeSpec.parse(name).method == "qlora" and settings.sharding == "fsdp":
+                problems.append(
+                    f"recipes.{name}.sharding: 4-bit weights cannot be sharded; set it to `none`"
+                )
+        return problems
+
+    def _controls(self) -> list[str]:
+        """What controls set otherwise than their recipes."""
+        problems: list[str] = []
+        for name in filter(RECIPE.match, self.recipes):
+            overrides, twin = self.recipes[name], RecipeSpec.parse(name).control_of
+            if twin not in self.recipes or overrides is None:
+                continue
+            settings = self.recipe_training(name)
+            problems += [
+                f"recipes.{name}.{field}: a control has that of `{twin}`; leave it out"
+                for field in AS_ITS_RECIPE
+                if getattr(overrides, field) not in (None, getattr(settings, field))
+            ]
+        return problems
+
+    def _replay(self) -> list[str]:
+        """What is wrong with the general text that is mixed in."""
+        problems: list[str] = []
+        text, mixed_in = self.training.replay_text, ["training"] * (self.training.replay_share > 0)
+        for name in filter(RECIPE.match, self.recipes):
+            overrides = self.recipes[name]
+            if overrides and overrides.replay_share and not RecipeSpec.parse(name).control_of:
+                mixed_in.append(f"recipes.{name}")
+        if mixed_in and text is None:
+            problems.append(
+                f"training.replay_text: missing; {mixed_in[0]}.replay_share mixes it in. Name a "
+                "UTF-8 text file with blank lines between its paragraphs"
+            )
+        if mixed_in and text is not None and text == self.training.general_text != "lab":
+            problems.append(
+                f"training.replay_text: {text} is also training.general_text: what training costs "
+                "would be measured on text that was trained on; name two files"
+            )
+        return problems
 
     def _augmentations(self) -> list[str]:
         """What is wrong with the augmentations that recipes choose."""
@@ -796,7 +1094,7 @@ def profile_path(name: str) -> Path:
         if candidate.is_file():
             return candidate.absolute()
         raise ProfileError(
-            f"no profile at {candidate}. Write one with `kinject init FOLDER`, or "
+            f"no profile at {candidate}. Write one with `kinject init FOLDER --model M`, or "
             f"use one of: {', '.join(shipped())}"
         )
     path = PROFILES / f"{name}.yaml"

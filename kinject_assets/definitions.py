@@ -9,6 +9,7 @@ from kinject_assets.defs import (
     corpus,
     damage,
     exams,
+    figures,
     jobs,
     results,
     retrieval,
@@ -18,7 +19,19 @@ from kinject_assets.defs import (
 )
 from kinject_assets.defs.resources import Study
 
-STAGES = (corpus, exams, augmentation, retrieval, training, scores, triage, damage, results, audit)
+STAGES = (
+    corpus,
+    exams,
+    augmentation,
+    retrieval,
+    training,
+    scores,
+    triage,
+    damage,
+    results,
+    figures,
+    audit,
+)
 
 ASSETS = [
     asset for asset in dg.load_assets_from_modules(STAGES) if isinstance(asset, dg.AssetsDefinition)

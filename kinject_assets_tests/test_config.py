@@ -94,6 +94,20 @@ def test_a_minimal_profile_loads(tmp_path: Path) -> None:
             },
             "damage.reading: `docs` is compared with its `rag` answers of small, which the grid",
         ),
+        (
+            {
+                "corpora": {
+                    **MINIMAL["corpora"],
+                    "bones": {
+                        "source": {"kind": "files", "folder": "texts"},
+                        "exam": {"kind": "mmlu", "subject": "anatomy"},
+                    },
+                },
+                "retrieval": {"retrievers": ["oracle"]},
+                "damage": {"reading": ["bones"]},
+            },
+            "retrieval.retrievers: `oracle` knows no chunks of bones, as questions of mmlu",
+        ),
         ({"exams": {"per_chunk": 2, "keep": 3}}, "keep (3) is more than per_chunk (2)"),
         (
             {"recipes": {"full.p04.qa": {"augmentation": "question_anser"}}},
@@ -103,6 +117,26 @@ def test_a_minimal_profile_loads(tmp_path: Path) -> None:
         (
             {"recipes": {"full.p00.qa": {"augmentation": "question_answer"}}},
             "recipes.full.p00.qa.augmentation: p00 trains on the text alone, so there is nothing",
+        ),
+        (
+            {"training": {"replay_share": 0.2}},
+            "training.replay_text: missing; training.replay_share mixes it in",
+        ),
+        (
+            {"recipes": {"full.p00.replay": {"replay_share": 0.2}}},
+            "training.replay_text: missing; recipes.full.p00.replay.replay_share mixes it in",
+        ),
+        (
+            {"training": {"general_text": "a.txt", "replay_text": "a.txt", "replay_share": 0.2}},
+            "training.replay_text: a.txt is also training.general_text",
+        ),
+        ({"training": {"replay_text": "a.txt", "replay_share": 1.0}}, "training.replay_share"),
+        (
+            {
+                "training": {"replay_text": "a.txt"},
+                "recipes": {"full.p01": None, "full.r01": {"replay_share": 0.3}},
+            },
+            "recipes.full.r01.replay_share: a control has that of `full.p01`; leave it out",
         ),
         (
             {"recipes": {"full.p04": {"augmentation": "question_answer"}}},
@@ -166,6 +200,19 @@ def test_recipes_choose_their_augmentation(tmp_path: Path) -> None:
     }
     training = profile.recipe_training("full.p02.qa")
     assert training == profile.training.model_copy(update={"epochs": 2})
+
+
+def test_a_control_follows_its_recipe(tmp_path: Path) -> None:
+    own = {"epochs": 7, "lora_rank": 4, "lora_alpha": 8}
+    recipes = {"lora.p02": own, "lora.r02": {"epochs": 7, "processes": 2}, "lora.p00": None}
+    profile = load_profile(str(write(tmp_path, recipes=recipes)))
+    control = profile.recipe_training("lora.r02")
+    assert control == profile.training.model_copy(update={**own, "processes": 2})
+    assert profile.recipe_training("lora.p00") == profile.training
+    for field, value in {"epochs": 6, "lora_rank": 5, "lora_alpha": 9}.items():
+        recipes["lora.r02"] = {field: value}
+        with pytest.raises(ProfileError, match=rf"lora\.r02\.{field}: a control has that of"):
+            load_profile(str(write(tmp_path, recipes=recipes)))
 
 
 @pytest.mark.parametrize(

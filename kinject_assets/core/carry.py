@@ -11,7 +11,7 @@ from kinject_assets.config import Profile
 from kinject_assets.core.corpus.releases import is_rolling, read_releases
 from kinject_assets.core.errors import BrokenArtefact
 from kinject_assets.core.manifest import content_hash
-from kinject_assets.core.plan import CODE_VERSIONS, METHODS, Plan
+from kinject_assets.core.plan import CODE_VERSIONS, METHODS, TABLES, Plan
 from kinject_assets.core.store import Cell
 
 PREPARED = ("articles", "chunks", "questions", "embeddings", "faiss_index", "retrieved")
@@ -19,8 +19,6 @@ PREPARED = ("articles", "chunks", "questions", "embeddings", "faiss_index", "ret
 
 TRAINED = ("paraphrases", "validation_paraphrases", "checkpoint", "answers_ft", "answers_ft_rag")
 """What follows changes only by the rule `refresh.train`; so does `damage`, which measures it."""
-
-TABLES = ("results", "claims", "report", "lineage_audit")
 
 ASKED = ("answers_base", "answers_rag", "triage")
 

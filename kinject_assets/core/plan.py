@@ -10,36 +10,52 @@ import json
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal
 
-from kinject_assets.config import Cells, Profile, RecipeSpec
+from kinject_assets.config import Cells, Encoder, Profile, RecipeSpec, Retrieval
 from kinject_assets.core.augmentation.registry import PLUGINS, prefix
 from kinject_assets.core.corpus.releases import with_releases
 from kinject_assets.core.corpus.sources import month_of
 from kinject_assets.core.errors import BrokenArtefact, KinjectError
 from kinject_assets.core.exams.review import decisions_version, read_decisions
 from kinject_assets.core.manifest import Manifest, file_sha256, fingerprint
+from kinject_assets.core.retrieval.encoders import known_prefixes
 from kinject_assets.core.store import Cell, Store
+
+SPEED_ALONE = (
+    "micro_batch",
+    "processes",
+    "sharding",
+    "gradient_checkpointing",
+    "attention",
+    "compile",
+)
+"""Fields of `training` that decide how fast and on what a checkpoint is made, not what it is."""
 
 CODE_VERSIONS: dict[str, str] = {
     "articles": "2",
     "chunks": "2",
-    "questions": "2",
-    "paraphrases": "2",
-    "validation_paraphrases": "2",
-    "embeddings": "1",
-    "faiss_index": "1",
-    "retrieved": "1",
-    "checkpoint": "1",
+    "questions": "3",
+    "paraphrases": "3",
+    "validation_paraphrases": "3",
+    "embeddings": "2",
+    "faiss_index": "2",
+    "retrieved": "2",
+    "checkpoint": "2",
     "answers_base": "3",
     "answers_rag": "3",
     "answers_ft": "3",
     "answers_ft_rag": "3",
-    "damage": "2",
+    "damage": "3",
     "triage": "1",
-    "results": "3",
+    "results": "4",
     "claims": "2",
-    "report": "3",
+    "figure_paraphrases": "1",
+    "figure_training_loss": "1",
+    "figure_k": "1",
+    "figure_rag_errors": "1",
+    "report": "5",
     "lineage_audit": "1",
 }
 """Raised by hand when an asset's code would make something else from the same inputs."""
@@ -51,6 +67,12 @@ METHODS: dict[str, str] = {
     "ft_rag": "answers_ft_rag",
 }
 """Method -> asset that holds its answers."""
+
+FIGURES = ("figure_paraphrases", "figure_training_loss", "figure_k", "figure_rag_errors")
+"""The figures of the study."""
+
+TABLES = ("results", "claims", *FIGURES, "report", "lineage_audit")
+"""Assets of the whole study, in the order in which they are made."""
 
 OUTPUTS = {"results": "results.duckdb", "report": "report.html"}
 """What an asset writes for people beside the lake; without it the asset is missing."""
@@ -175,7 +197,7 @@ class Plan:
                             found.append(Cell(METHODS[method], (corpus, f"{model}.{recipe}")))
                     if self.probes(corpus):
                         found.append(Cell("damage", (corpus, f"{model}.{recipe}")))
-        return (*found, *(Cell(a) for a in ("results", "claims", "report", "lineage_audit")))
+        return (*found, *(Cell(asset) for asset in TABLES))
 
     def require(self, cell: Cell) -> None:
         """Refuses a cell that the grid does not have.
@@ -239,7 +261,7 @@ class Plan:
             case "faiss_index":
                 return here("embeddings")
             case "retrieved":
-                return here("questions", "faiss_index")
+                return here("questions", "faiss_index", "chunks")
             case "answers_base":
                 return here("questions")
             case "triage":
@@ -345,28 +367,40 @@ class Plan:
                     "llm": llm,
                 }
             case "embeddings":
-                return of(profile.retrieval.encoder, "batch_size", "query_prefix")
+                return _of_vectors(profile.retrieval.encoder)
             case "faiss_index":
-                return {"index": profile.retrieval.index}
+                return _of_index(profile.retrieval)
             case "retrieved":
                 return of(profile.retrieval)
             case "checkpoint":
                 model, recipe = cell.parts[1].split(".", 1)
-                return {
+                training = profile.recipe_training(recipe)
+                # A text that is not mixed in decides nothing.
+                unused = () if training.replay_share else ("replay_text",)
+                found = {
                     "model": studied(model),
                     "recipe": of(RecipeSpec.parse(recipe)),
-                    "training": of(profile.recipe_training(recipe), "micro_batch"),
+                    "training": of(training, *SPEED_ALONE, *unused),
                 }
+                read = {"general": training.general_text}
+                if training.replay_share:
+                    read["replay"] = training.replay_text
+                for name, text in read.items():
+                    if isinstance(text, Path):
+                        path = profile.folder / text
+                        found[f"{name}_sha256"] = file_sha256(path) if path.is_file() else ""
+                return found
             case "answers_base" | "answers_ft":
                 return {
                     "model": studied(self.model_of(cell)),
                     "scoring": of(profile.scoring, "k", "device", "batch_size", "folds"),
                 }
-            case "answers_rag" | "answers_ft_rag":
+            case "answers_rag" | "answers_ft_rag" if corpus:
                 return {
                     "model": studied(self.model_of(cell)),
                     "scoring": of(profile.scoring, "device", "batch_size", "folds"),
                     "query": profile.retrieval.query,
+                    "retrievers": list(profile.retrieval.answering(corpus.exam.kind)),
                 }
             case "triage":
                 return {
@@ -382,9 +416,14 @@ class Plan:
                     "model": studied(self.model_of(cell)),
                     "scoring": of(profile.scoring, "shots", "k", "device", "batch_size", "folds"),
                     "query": profile.retrieval.query,
+                    "retriever": profile.retrieval.retrievers[0],
                 }
             case _:
-                return {"profile": profile.name, "folds": profile.scoring.folds}
+                return {
+                    "profile": profile.name,
+                    "folds": profile.scoring.folds,
+                    "retrievers": list(profile.retrieval.retrievers),
+                }
 
     @staticmethod
     def model_of(cell: Cell) -> str:
@@ -411,9 +450,16 @@ class Plan:
         versions, _ = self.input_versions(cell)
         return fingerprint(CODE_VERSIONS[cell.asset], self.config(cell), versions)
 
-    def same_config(self, cell: Cell, manifest: Manifest) -> bool:
-        """Whether an artefact was made with the configuration that it would be made with now."""
-        return manifest.config == json.loads(json.dumps(self.config(cell)))
+    def same_config(self, cell: Cell, manifest: Manifest, *but: str) -> bool:
+        """Whether an artefact was made with the configuration that it would be made with now.
+
+        Args:
+            cell: Where it stands.
+            manifest: The artefact's.
+            *but: Parts of the configuration that may differ.
+        """
+        then, now_ = manifest.config, json.loads(json.dumps(self.config(cell)))
+        return all(then.get(part) == now_.get(part) for part in {*then, *now_} - {*but})
 
     def state(self, cell: Cell) -> State:
         """Whether a cell is there and whole, and what making it again would give."""
@@ -435,3 +481,25 @@ class Plan:
         except BrokenArtefact as error:
             return str(error)
         return self.store.problem(cell, manifest) if manifest else ""
+
+
+def _of_vectors(encoder: Encoder) -> dict[str, Any]:
+    """What decides the vectors of chunks. Fields at their defaults are not named."""
+    known = known_prefixes(encoder.model)
+    usual = "" if known else None
+    prefix = encoder.passage_prefix
+    if prefix is None and known:
+        prefix = known.passage
+    found: dict[str, Any] = {"model": encoder.model, "revision": encoder.revision}
+    found |= {"passage_prefix": prefix} if prefix != usual else {}
+    found |= {"dtype": encoder.dtype} if encoder.dtype != "auto" else {}
+    return found | ({"max_tokens": encoder.max_tokens} if encoder.max_tokens else {})
+
+
+def _of_index(retrieval: Retrieval) -> dict[str, Any]:
+    """What decides an index. Fields that decide nothing are not named."""
+    found: dict[str, Any] = {"index": retrieval.index}
+    if retrieval.index in {"auto", "ivfpq"}:
+        found["memory_gb"] = retrieval.index_memory_gb
+    given = retrieval.index_parameters.model_dump(exclude_none=True)
+    return found | ({"parameters": given} if given else {})

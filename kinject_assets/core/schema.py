@@ -182,7 +182,8 @@ class Retrieved:
 
     Attributes:
         rank: From 1, best first.
-        score: Inner product of normalised vectors.
+        score: The retriever's own, the higher the better: an inner product of normalised vectors, a
+            sum of BM25 or of reciprocal ranks, a cross-encoder's logit; 1 / rank for the bounds.
         hit: The chunk is the one that the question was written from.
     """
 
@@ -205,6 +206,7 @@ class Checkpoint:
         checkpoint_id: Hash of inputs, configuration and seed.
         repeats: How often each text was seen per epoch beyond once (0 unless a control).
         packed_tokens: Tokens trained on, over all epochs.
+        replay_tokens: Of these, tokens of general text that was mixed in.
         validation_loss: Mean nats per token on the validation paraphrases, of the kept epoch.
     """
 
@@ -220,6 +222,7 @@ class Checkpoint:
     epochs: int
     steps: int
     packed_tokens: int
+    replay_tokens: int
     validation_loss: float | None
     seconds: float
 
@@ -247,6 +250,14 @@ class Damage:
         n: Questions of the probe; `None` for a perplexity.
         lost: Of these, answered correctly before and wrongly after.
         won: The other way round.
+        most_chosen_before: Share of the answers on the place of the options that got most of them;
+            `None` for a perplexity, and where options are not shown as letters.
+        most_chosen_after: The same after training.
+        entropy_before: Entropy in bits of the places that were chosen; `None` likewise.
+        entropy_after: The same after training.
+        collapse_before: Why the answers count as collapsed, as in `letter_bias`; empty when they do
+            not, `None` for a perplexity.
+        collapse_after: The same after training.
     """
 
     checkpoint_id: str
@@ -256,6 +267,12 @@ class Damage:
     n: int | None = None
     lost: int | None = None
     won: int | None = None
+    most_chosen_before: float | None = None
+    most_chosen_after: float | None = None
+    entropy_before: float | None = None
+    entropy_after: float | None = None
+    collapse_before: str | None = None
+    collapse_after: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

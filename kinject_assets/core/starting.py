@@ -6,7 +6,7 @@ from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
 
-from kinject_assets.config import PROFILES, Files, load_profile
+from kinject_assets.config import PROFILES, Files, base_folder, load_profile, shipped
 from kinject_assets.core.corpus.files import read_files
 from kinject_assets.core.errors import ProfileError
 from kinject_assets.core.progress import Report, silent
@@ -41,35 +41,51 @@ def write_profile(
 
     Raises:
         SourceError: If the folder is missing or holds no text that can be read.
-        ProfileError: If the file is there already.
+        ProfileError: If the file, or a study of its name, is there already, or the model lies among
+            the documents.
     """
     if out.exists():
         raise ProfileError(f"{out}: is there already. Give another name with --out.")
-    folder, out = folder.absolute(), out.absolute()
+    folder, out = folder.resolve(), out.absolute()
+    study = slug(out.stem)
+    if study in shipped() or (base_folder() / study).exists():
+        raise ProfileError(
+            f"{study}: there is a study of this name already, and two would share their results. "
+            "Give another file name with --out."
+        )
+    local = Path(model).is_dir()
+    if local and Path(model).resolve().is_relative_to(folder):
+        raise ProfileError(
+            f"{model}: lies among the documents, so its files would be read as some of them. Move "
+            "the model out of the folder."
+        )
     source = Files(kind="files", folder=folder)
     articles, excluded = read_files(source, Path(), datetime.now(UTC), report)
-    name = slug(folder.name)
-    local = Path(model).is_dir()
+    corpus, name = slug(folder.name), slug(Path(model).name, dots=False)
     values = {
-        "name: own-corpus ": f"name: {name} ",
+        "name: own-corpus ": f"name: {_quoted(study)} ",
         "description: A folder of documents and one small model.": "description: "
-        + json.dumps(f"{folder.name} and {Path(model).name}", ensure_ascii=False),
-        "  handbook: ": f"  {name}: ",
-        "    title: Our handbook": f"    title: {json.dumps(folder.name, ensure_ascii=False)}",
-        "      folder: documents ": f"      folder: {_quoted(folder, out.parent)} ",
-        "--corpus handbook": f"--corpus {name}",
-        "  small: ": f"  {slug(Path(model).name, dots=False)}: ",
+        + _quoted(f"{folder.name} and {Path(model).name}"),
+        "  handbook: ": f"  {_quoted(corpus)}: ",
+        "    title: Our handbook": f"    title: {_quoted(folder.name)}",
+        "      folder: documents ": f"      folder: {_quoted(_shown(folder, out.parent))} ",
+        "--corpus handbook": f"--corpus {corpus}",
+        "  small: ": f"  {_quoted(name)}: ",
         "    source: HuggingFaceTB/SmolLM2-135M": "    source: "
-        + (_quoted(Path(model).absolute(), out.parent) if local else json.dumps(model)),
-        "corpora: [handbook]": f"corpora: [{name}]",
-        "models: [small]": f"models: [{slug(Path(model).name, dots=False)}]",
+        + _quoted(_shown(Path(model).resolve(), out.parent) if local else model),
+        "corpora: [handbook]": f"corpora: [{_quoted(corpus)}]",
+        "models: [small]": f"models: [{_quoted(name)}]",
     }
-    text = TEMPLATE.read_text(encoding="utf-8")
-    for old, new in values.items():
-        text = text.replace(old, new)
+    # In one pass: what is filled in may read like another line of the example.
+    example = re.compile("|".join(map(re.escape, values)))
+    text = example.sub(lambda found: values[found[0]], TEMPLATE.read_text(encoding="utf-8"))
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(text, encoding="utf-8")
-    load_profile(str(out))
+    try:
+        load_profile(str(out))
+    except ProfileError:
+        out.unlink()
+        raise
     characters = sum(len(body) for article in articles for body in article.bodies)
     found = [f"{len(articles)} articles, {characters:,} characters"]
     reasons = Counter(exclusion.reason for exclusion in excluded)
@@ -77,7 +93,12 @@ def write_profile(
     return out, found
 
 
-def _quoted(path: Path, base: Path) -> str:
-    """A path as YAML text, relative to the profile's folder where it lies below it."""
-    shown = path.relative_to(base) if path.is_relative_to(base) else path
-    return json.dumps(shown.as_posix(), ensure_ascii=False)
+def _quoted(text: str) -> str:
+    """A text as YAML reads it back: `on` and `2024` are no names without quotation marks."""
+    # The one character that JSON leaves as it is and YAML refuses.
+    return json.dumps(text).replace("\x7f", "\\x7f")
+
+
+def _shown(path: Path, base: Path) -> str:
+    """A path, relative to the profile's folder where it lies below it."""
+    return (path.relative_to(base) if path.is_relative_to(base) else path).as_posix()

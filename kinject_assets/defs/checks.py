@@ -9,10 +9,15 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 
 from kinject_assets.config import Chunking
+from kinject_assets.core.augmentation.overlap import Met, Overlap
 from kinject_assets.core.exams.novelty import Novelty
 from kinject_assets.core.exams.writing import right_is_longest
 from kinject_assets.core.lineage.audit import Audit
-from kinject_assets.core.retrieval.index import ChunkIndex
+from kinject_assets.core.plan import FIGURES
+from kinject_assets.core.report.figures import StudyFigure
+from kinject_assets.core.retrieval.index import BLOCK, ChunkIndex
+from kinject_assets.core.retrieval.rule import RECALL
+from kinject_assets.core.retrieval.search import hit_ranks, hits_at, recall_at
 from kinject_assets.core.schema import (
     Answer,
     Article,
@@ -20,9 +25,11 @@ from kinject_assets.core.schema import (
     Chunk,
     Damage,
     Question,
+    Retrieved,
     Triage,
 )
 from kinject_assets.core.statistics.claims import Claim
+from kinject_assets.core.statistics.intervals import paired_difference
 from kinject_assets.core.statistics.letters import collapse, places
 from kinject_assets.defs.io import check
 
@@ -38,7 +45,10 @@ PUBLISHED_VERDICTS = {
 """What the published tables say of each claim, by their point estimates."""
 
 SAMPLE = 1000
-"""Vectors that are searched to check an index."""
+"""Vectors that are searched to check an index, at most."""
+
+SHOWN = 100
+"""Characters of a text that a check quotes."""
 
 OUTSIDE = re.compile(
     r"""(?:src|href)=["'](?:https?:)?//[^"']+["'](?=[^>]*\bas=)|@import[^;]+|"""
@@ -66,9 +76,15 @@ CHECKS: dict[str, dict[str, str]] = {
     },
     "paraphrases": {"complete": "Every chunk has the texts that were asked for."},
     "validation_paraphrases": {"complete": "Every drawn chunk has its paraphrases."},
-    "embeddings": {"normalised": "Every vector has length 1."},
+    "embeddings": {
+        "normalised": "Every vector has length 1.",
+        "nothing_cut": "The encoder read every chunk to its end.",
+    },
     "faiss_index": {"finds_itself": "Each chunk's own vector is its nearest neighbour."},
-    "retrieved": {"recall": "The chunk that a question was written from is among those found."},
+    "retrieved": {
+        "recall": "The chunk that a question was written from is among those found.",
+        "not_below_lexical": "The first retriever finds it at least as often as shared words do.",
+    },
     "checkpoint": {"learned": "Loss on validation paraphrases fell below the base model's first."},
     "answers_base": {
         "complete": "Every test question is answered under every condition.",
@@ -79,10 +95,23 @@ CHECKS: dict[str, dict[str, str]] = {
         "few_broken": "Few questions look as if their key were wrong.",
         "new_to_the_models": "Where the profile says so, the facts are new to the models.",
     },
-    "damage": {"still_reads": "Retrieved text is read about as well as before training."},
+    "damage": {
+        "still_reads": "Retrieved text is read about as well as before training.",
+        "letters_not_collapsed": "Training did not make the answers collapse onto a letter or "
+        "below chance.",
+    },
     "results": {
         "has_scores": "The database holds scores.",
         "letters_not_collapsed": "No condition gives one letter throughout or is below chance.",
+        "questions_not_trained_on": "No scored question is asked in a text that is trained on.",
+        "validation_not_trained_on": "No validation text is a copy of one that is trained on.",
+    },
+    **{
+        figure: {
+            "has_data": "The study has what the figure shows.",
+            "is_whole": "Every page is there as PNG and SVG, and every table holds all its rows.",
+        }
+        for figure in FIGURES
     },
     "claims": {"self_test": "The claims' code finds what the published tables are known to show."},
     "report": {"offline": "The report asks for nothing from outside."},
@@ -205,50 +234,116 @@ def paraphrases(there: Mapping[str, int], wanted: Mapping[str, int]) -> list[dg.
     ]
 
 
-def embeddings(vectors: "np.ndarray") -> list[dg.AssetCheckResult]:
-    """Checks of vectors."""
-    lengths = (vectors**2).sum(axis=1) ** 0.5
-    worst = float(abs(lengths - 1).max()) if len(lengths) else 0.0
+def embeddings(vectors: "np.ndarray", cut_share: float) -> list[dg.AssetCheckResult]:
+    """Checks of vectors, which are read block by block.
+
+    Args:
+        vectors: One a row.
+        cut_share: Share of chunks that are longer than the encoder reads.
+    """
+    worst = 0.0
+    for start in range(0, len(vectors), BLOCK):
+        lengths = (vectors[start : start + BLOCK] ** 2).sum(axis=1) ** 0.5
+        worst = max(worst, float(abs(lengths - 1).max()))
     return [
         check(
             "normalised",
             worst < 1e-3,
             f"lengths differ from 1 by at most {worst:.1e}"
             + ("" if worst < 1e-3 else "; some chunk has no vector: is its text empty?"),
-        )
+        ),
+        check(
+            "nothing_cut",
+            not cut_share,
+            f"{cut_share:.1%} of the chunks are longer than the encoder reads"
+            + (
+                "; what comes after is not found: lower chunking.max_tokens, or take an encoder "
+                "that reads more"
+                if cut_share
+                else ""
+            ),
+            warn=True,
+        ),
     ]
 
 
 def faiss_index(index: ChunkIndex, vectors: "np.ndarray") -> list[dg.AssetCheckResult]:
-    """Checks of an index, on its first vectors."""
-    some = vectors[:SAMPLE]
-    scores, _ = index.index.search(some, 1)  # pyright: ignore[reportCallIssue]
+    """Checks of an index, on vectors from all over the corpus."""
+    some = vectors[:: -(-len(vectors) // SAMPLE)]
+    scores, _ = index.search(some, 1)
     own = (some**2).sum(axis=1)
-    good = bool((scores[:, 0] >= own - 1e-4).all())
+    found = int((scores[:, 0] >= own - 1e-4).sum())
+    # An approximate index may miss some.
+    least = len(some) if index.choice.kind == "flat" else RECALL * len(some)
+    good = found >= least
     return [
         check(
             "finds_itself",
             good,
-            f"{len(some)} vectors searched"
-            + ("" if good else "; the index is not of these vectors: materialise embeddings again"),
+            f"{len(some)} vectors searched, {found} found"
+            + (
+                ""
+                if good
+                else "; the index is not of these vectors: materialise embeddings again, or it is "
+                "too coarse: raise ef_search or nprobe under retrieval.index_parameters"
+            ),
         )
     ]
 
 
-def retrieved(recall: Mapping[str, float]) -> list[dg.AssetCheckResult]:
-    """Checks of retrieval."""
-    found = recall.get("recall_at_5")
-    if found is None:
-        return [check("recall", True, "not written from chunks: nothing to recall", warn=True)]
+def retrieved(
+    rows: Mapping[str, Sequence[Retrieved]], first: str, written: bool
+) -> list[dg.AssetCheckResult]:
+    """Checks of retrieval.
+
+    Args:
+        rows: Retriever -> what it brought.
+        first: The study's retriever.
+        written: The questions were written from chunks, so that there is something to recall.
+    """
+    if not written or not rows[first]:
+        nothing = "not written from chunks: nothing to recall"
+        return [check(name, True, nothing, warn=True) for name in CHECKS["retrieved"]]
+    depth = _checked_at(rows[first])
+    found = recall_at(rows[first], depth)
     return [
         check(
             "recall",
             found >= 0.5,
-            f"{found:.0%} of questions have their own chunk among the first 5"
+            f"{found:.0%} of questions have their own chunk among the first {depth}"
             + ("" if found >= 0.5 else "; try another encoder or smaller chunks"),
             warn=True,
-        )
+        ),
+        _not_below_lexical(rows, first),
     ]
+
+
+def _checked_at(rows: Sequence[Retrieved]) -> int:
+    """At how many chunks recall is judged: 5, or as many as are brought."""
+    return min(5, max(row.rank for row in rows))
+
+
+def _not_below_lexical(rows: Mapping[str, Sequence[Retrieved]], first: str) -> dg.AssetCheckResult:
+    name = "not_below_lexical"
+    if first == "lexical":
+        return check(name, True, "`lexical` is the first retriever", warn=True)
+    if "lexical" not in rows:
+        return check(
+            name, True, "not compared; retrieval.also_ranked: [lexical] would do so", warn=True
+        )
+    depth = _checked_at(rows[first])
+    mine, other = hits_at(rows[first], depth), hits_at(rows["lexical"], depth)
+    gap = paired_difference(len(mine - other), len(other - mine), len(hit_ranks(rows[first])))
+    worse = gap.high < 0
+    return check(
+        name,
+        not worse,
+        f"`{first}` finds the own chunk of {len(mine - other)} questions that `lexical` does not "
+        f"among the first {depth}, and misses {len(other - mine)} that it does (difference in "
+        f"recall from {gap.low:.3f} to {gap.high:.3f})"
+        + ("; try `fused`, or another encoder, its query instruction among it" if worse else ""),
+        warn=True,
+    )
 
 
 def checkpoint(row: Checkpoint, first_validation_loss: float | None) -> list[dg.AssetCheckResult]:
@@ -339,11 +434,23 @@ def triage(rows: Sequence[Triage], said_to_be_new: bool) -> list[dg.AssetCheckRe
 
 
 def damage(rows: Sequence[Damage]) -> list[dg.AssetCheckResult]:
-    """Checks of what training cost: readers that read clearly worse are pointed out."""
+    """Checks of what training cost: worse readers, and checkpoints that answer the letter."""
     worse = [
         f"{row.probe} fell from {row.before:.3f} to {row.after:.3f}"
         for row in rows
         if row.probe.startswith("reading:") and row.after < row.before - 0.1
+    ]
+    collapsed = [
+        f"{row.probe} collapsed in training ({row.collapse_after}): accuracy {row.before:.3f} "
+        f"before, {row.after:.3f} after"
+        + (
+            ""
+            if row.most_chosen_before is None or row.most_chosen_after is None
+            else f"; the most chosen letter took {row.most_chosen_before:.0%} of the answers "
+            f"before and {row.most_chosen_after:.0%} after"
+        )
+        for row in rows
+        if row.collapse_after and not row.collapse_before
     ]
     return [
         check(
@@ -353,14 +460,33 @@ def damage(rows: Sequence[Damage]) -> list[dg.AssetCheckResult]:
             if worse
             else "no reading probe fell by more than 0.1",
             warn=True,
-        )
+        ),
+        check(
+            "letters_not_collapsed",
+            not collapsed,
+            (
+                "; ".join(collapsed)
+                + ". Its accuracy says little of what it knows: fewer epochs, a smaller learning "
+                "rate, lora or training.replay_share cost less"
+            )
+            if collapsed
+            else "no probe collapsed that had not collapsed before training",
+        ),
     ]
 
 
 def results(
-    counts: Mapping[str, int], collapsed: Sequence[Mapping[str, Any]]
+    counts: Mapping[str, int],
+    collapsed: Sequence[Mapping[str, Any]],
+    overlaps: Sequence[Overlap] = (),
 ) -> list[dg.AssetCheckResult]:
-    """Checks of the database, with the conditions whose letters have collapsed."""
+    """Checks of the database.
+
+    Args:
+        counts: Rows by table.
+        collapsed: Conditions whose letters have collapsed.
+        overlaps: What the texts to train on have of exam and validation, by corpus.
+    """
     scores = counts.get("scores", 0)
     named = [
         f"{c['corpus']} {c['model']} {c['method']} {c['recipe']} {c['shots']}-shot K={c['k']} "
@@ -384,7 +510,43 @@ def results(
             else "no condition has collapsed",
             warn=True,
         ),
+        _not_trained_on(
+            "questions_not_trained_on",
+            {o.corpus: (o.questions, o.scored) for o in overlaps},
+            "scored questions",
+            "A lead of what is trained on them may be memory of the question: choose another "
+            "augmentation, or say so",
+        ),
+        _not_trained_on(
+            "validation_not_trained_on",
+            {o.corpus: (o.texts, o.validation) for o in overlaps},
+            "validation texts",
+            "They make the validation loss too low, and the more so the longer training goes on: "
+            "another augmentation.seed draws anew",
+        ),
     ]
+
+
+def _not_trained_on(
+    name: str, found: Mapping[str, tuple[Sequence[Met], int]], what: str, mend: str
+) -> dg.AssetCheckResult:
+    """Check that training has met nothing of what it is measured with, by corpus."""
+    lines = [
+        f"{corpus}: {len(met)} of {of} {what} are in texts that are trained on "
+        f"({sum(m.exact for m in met)} word for word; "
+        f"{', '.join(sorted({m.augmentation for m in met}))}), e.g. "
+        + "; ".join(f"“{m.text[:SHOWN]}”" for m in met[:3])
+        for corpus, (met, of) in found.items()
+        if met
+    ]
+    return check(
+        name,
+        not lines,
+        f"{'. '.join(lines)}. {mend}" if lines else f"no {what} are in texts that are trained on",
+        warn=True,
+        met=sum(len(met) for met, _ in found.values()),
+        of=sum(of for _, of in found.values()),
+    )
 
 
 def claims(of_the_paper: Sequence[Claim]) -> list[dg.AssetCheckResult]:
@@ -400,6 +562,34 @@ def claims(of_the_paper: Sequence[Claim]) -> list[dg.AssetCheckResult]:
             not wrong,
             "; ".join(wrong) or "the published tables give the verdicts that they are known for",
         )
+    ]
+
+
+def figure(found: StudyFigure, folder: Path) -> list[dg.AssetCheckResult]:
+    """Checks of a figure as it was written to a folder."""
+    import pyarrow.parquet as pq
+
+    pages = [folder / f"{page.name}.{kind}" for page in found.pages for kind in ("png", "svg")]
+    absent = [path.name for path in pages if not path.is_file() or not path.stat().st_size]
+    short = [
+        name
+        for name, (_, rows) in found.tables.items()
+        if pq.read_metadata(folder / f"{name}.parquet").num_rows != len(rows)
+    ]
+    return [
+        check(
+            "has_data",
+            found.rows > 0,
+            f"{found.rows} rows" if found.rows else " ".join(map(str, found.missing)),
+            warn=True,
+        ),
+        check(
+            "is_whole",
+            not (absent or short),
+            f"{', '.join(absent + short)}: not written whole; materialise again"
+            if absent or short
+            else f"{len(found.pages)} pages, {len(found.tables)} tables",
+        ),
     ]
 
 

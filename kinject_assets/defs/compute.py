@@ -2,7 +2,7 @@
 
 A worker is a function from a JSON request to a JSON result, `kinject_assets.workers.NAME.run`. In a
 process of its own it is started through Dagster Pipes: its log is live, cancelling the run ends it,
-and its memory is freed.
+and its memory is freed. Training may take several processes (`training.processes`).
 """
 
 import contextlib
@@ -17,14 +17,22 @@ from typing import Any, Literal
 import dagster as dg
 from dagster._core.errors import DagsterPipesExecutionError
 
+from kinject_assets.config import Training
 from kinject_assets.core.errors import DiskFull, KinjectError
 from kinject_assets.core.plan import METHODS
-from kinject_assets.core.progress import KEPT_SECONDS, PROGRESS, Progress
+from kinject_assets.core.progress import KEPT_SECONDS, PROGRESS, Progress, Report
+from kinject_assets.core.training.trial import leaner, said_of, too_large
 from kinject_assets.defs.io import LISTENERS, Step
 from kinject_assets.defs.partitions import PROFILE
-from kinject_assets.workers.entry import DISK_FULL
+from kinject_assets.workers.entry import DISK_FULL, OUT_OF_MEMORY
+
+WORKERS = "kinject_assets.workers"
 
 Worker = Literal["embed", "train", "score", "triage"]
+
+
+class GroupOutOfMemory(Exception):
+    """One of several processes ran out of GPU memory, and all have ended."""
 
 
 def compute_mode() -> str:
@@ -75,22 +83,47 @@ def _shown(step: Step) -> Iterator[None]:
         thread.join()
 
 
-def run_worker(step: Step, worker: Worker, request: dict[str, Any]) -> dict[str, Any]:
+def _reports(step: Step) -> Report:
+    """What a worker in this process says; as in one of its own, what has no count is logged."""
+
+    def report(message: str, done: int | None = None, total: int | None = None) -> None:
+        if done is None:
+            step.context.log.info("%s: %s", step.cell, message)
+        else:
+            step.report(message, done, total)
+
+    return report
+
+
+def run_worker(
+    step: Step, worker: Worker, request: dict[str, Any], processes: int = 1
+) -> dict[str, Any]:
     """Runs a worker on a request and returns its result.
+
+    Args:
+        step: What is made.
+        worker: Who makes it.
+        request: Its request.
+        processes: How many processes work on it together. More than one are never in this process,
+            whatever the profile's `compute`.
 
     Raises:
         KinjectError: If the worker's process ended without a result; its log says why.
+        GroupOutOfMemory: If one of several processes ran out of GPU memory.
     """
-    if compute_mode() == "inline":
-        module = importlib.import_module(f"kinject_assets.workers.{worker}")
-        return module.run(request, step.report)
+    if processes > 1:
+        command = [f"{WORKERS}.torchrun", str(processes), worker]
+    elif compute_mode() == "inline":
+        return importlib.import_module(f"{WORKERS}.{worker}").run(request, _reports(step))
+    else:
+        command = [f"{WORKERS}.{worker}"]
     result_path = step.work / f"{worker}.json"
     result_path.unlink(missing_ok=True)
     try:
         with _shown(step):
             dg.PipesSubprocessClient().run(
                 context=step.context,
-                command=[sys.executable, "-m", f"kinject_assets.workers.{worker}"],
+                command=[sys.executable, "-m", *command],
                 extras={
                     "request": {**request, "result_path": str(result_path)},
                     "cell": str(step.cell),
@@ -100,6 +133,8 @@ def run_worker(step: Step, worker: Worker, request: dict[str, Any]) -> dict[str,
     except DagsterPipesExecutionError as error:
         if f"code {DISK_FULL}" in str(error):
             raise DiskFull.at(str(step.cell), step.study.store.root) from error
+        if f"code {OUT_OF_MEMORY}" in str(error):
+            raise GroupOutOfMemory from error
         # A message for the user ends the process with a code, too: the file says more.
     if not result_path.exists():
         raise KinjectError(
@@ -110,3 +145,36 @@ def run_worker(step: Step, worker: Worker, request: dict[str, Any]) -> dict[str,
     if "error" in outcome:
         raise KinjectError(outcome["error"]["message"])
     return outcome["result"]
+
+
+def run_training(step: Step, request: dict[str, Any]) -> dict[str, Any]:
+    """Runs the worker `train`, in as many processes as the request's settings say.
+
+    One process that runs out of memory helps itself. Several end together, and start again from
+    the last saved step with settings that need less.
+
+    Raises:
+        KinjectError: See `run_worker`; also if nothing is left that needs less.
+    """
+    settings = Training(**request["training"])
+    if settings.processes > 1 and compute_mode() == "inline":
+        step.context.log.info(
+            "%s: training.processes is %d: processes of their own, although compute is inline",
+            step.cell,
+            settings.processes,
+        )
+        from kinject_assets.core.scoring.lm import release
+
+        # A model that answered an exam in this process would keep its memory meanwhile.
+        release()
+    while True:
+        fields = {**request, "training": settings.model_dump(mode="json")}
+        try:
+            return run_worker(step, "train", fields, settings.processes)
+        except GroupOutOfMemory as error:
+            label = f"{request['corpus']} {request['model']}.{request['recipe']}"
+            less = leaner(settings)
+            if less is None:
+                raise too_large(label) from error
+            step.context.log.info("%s: %s", label, said_of(settings, less))
+            settings = less

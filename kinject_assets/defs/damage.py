@@ -6,7 +6,7 @@ from kinject_assets.core.manifest import content_hash
 from kinject_assets.core.plan import CODE_VERSIONS, METHODS
 from kinject_assets.core.report.plots import Point, table_bars
 from kinject_assets.core.schema import Answer, Checkpoint, Condition, Damage
-from kinject_assets.core.scoring.damage import damage_of
+from kinject_assets.core.scoring.damage import bill, damage_of
 from kinject_assets.core.statistics.intervals import wilson
 from kinject_assets.core.store import Cell, read_rows
 from kinject_assets.defs import checks
@@ -46,7 +46,9 @@ def damage(
 
     `facts` probes are answered closed-book and show what was forgotten; `reading` probes have the
     retrieved chunks in front and show whether the model still reads. Named in the profile's
-    `damage`; the answers of the base model are those of `answers_base` and `answers_rag`.
+    `damage`; the answers of the base model are those of `answers_base` and `answers_rag`. The bill
+    shows them beside the perplexity on general text, which `checkpoint` measures, and says whether
+    the answers have collapsed onto a letter.
     """
     with making(context, study) as step:
         rows = [
@@ -55,12 +57,21 @@ def damage(
             for name in names
         ]
         step.write("damage", rows, Damage)
+        measured = study.store.rows(Cell("checkpoint", step.cell.parts), "damage", Damage)
         return step.finish(
-            content_hash([(row.checkpoint_id, row.probe, row.lost, row.won) for row in rows]),
+            content_hash(
+                [
+                    (row.checkpoint_id, row.probe, row.lost, row.won, row.collapse_after)
+                    for row in rows
+                ]
+            ),
             rows=rows,
             row_type=Damage,
             counts={row.probe: row.after - row.before for row in rows},
-            metadata={"damage": image(_plot(rows), "accuracy before and after")},
+            metadata={
+                "bill": dg.MetadataValue.md(bill([*measured, *rows])),
+                "damage": image(_plot(rows), "accuracy before and after"),
+            },
             checks=checks.damage(rows),
             libraries=("torch", "transformers", "peft", "lm-eval"),
         )
@@ -71,20 +82,24 @@ def _probe(step: Step, config: ScoringSettings, kind: str, corpus: str) -> Damag
     scoring = config.over(step.study.profile.scoring)
     asked = scoring.model_copy(update={"shots": (settings.shots,), "k": (settings.k,)})
     before, after = PROBES[kind]
-    request = score_request(step, corpus, after, asked)
+    profile = step.study.profile
+    retriever = next(iter(profile.retrieval.answering(profile.corpora[corpus].exam.kind)), "")
+    request = score_request(step, corpus, after, asked, (retriever,))
     out = step.draft / f"{kind}-{corpus}"
     run_worker(step, "score", {**request, "out": str(out)})
     base = Cell(METHODS[before], (corpus, step.study.plan.model_of(step.cell)))
     k = settings.k if kind == "reading" else 0
     (wanted,) = [
-        condition.condition_id
+        condition
         for condition in store.rows(base, "conditions", Condition)
         if (condition.shots, condition.k) == (settings.shots, k)
+        and condition.retriever in {"", retriever}
     ]
-    was = [a for a in store.rows(base, "answers", Answer) if a.condition_id == wanted]
+    was = [a for a in store.rows(base, "answers", Answer) if a.condition_id == wanted.condition_id]
     row = store.rows(Cell("checkpoint", step.cell.parts), "checkpoint", Checkpoint)[0]
     answers = read_rows(out / "answers.parquet", Answer)
-    return damage_of(row.checkpoint_id, f"{kind}:{corpus}", was, answers)
+    letters = wanted.choice_format == "letter"
+    return damage_of(row.checkpoint_id, f"{kind}:{corpus}", was, answers, letters)
 
 
 def _plot(rows: list[Damage]) -> bytes:

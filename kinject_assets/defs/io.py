@@ -131,10 +131,13 @@ class Step:
         """Rows of another asset of this corpus."""
         return self.study.store.rows(self.upstream(asset), name or asset, row_type)
 
-    def previous_folders(self) -> list[str]:
+    def previous_folders(self, *but: str) -> list[str]:
         """Folders of earlier versions of this asset under the same settings, this cell's first.
 
         Those of corpora that share pages with this one are among them.
+
+        Args:
+            *but: Parts of the configuration that may differ.
         """
         store = self.study.store
         found: list[str] = []
@@ -143,7 +146,7 @@ class Step:
             if (
                 manifest is not None
                 and manifest.code_version == CODE_VERSIONS[cell.asset]
-                and self.study.plan.same_config(cell, manifest)
+                and self.study.plan.same_config(cell, manifest, *but)
                 and not store.problem(cell, manifest, hashes=True)
             ):
                 found.append(str(store.path(cell, ".")))

@@ -11,7 +11,7 @@ import dagster as dg
 import psutil
 from pydantic import Field
 
-from kinject_assets.core.plan import METHODS
+from kinject_assets.core.plan import METHODS, TABLES
 from kinject_assets.defs.instance import PARENT_RUN
 from kinject_assets.defs.partitions import PROFILE
 
@@ -30,7 +30,6 @@ TRIAGE = (
 """Generated questions are probed unless the profile says otherwise."""
 
 ANSWERS = (*METHODS.values(), *TRIAGE, *DAMAGE)
-TABLES = ("results", "claims", "report", "lineage_audit")
 
 
 class StudyConfig(dg.Config):
@@ -132,7 +131,8 @@ JOBS = [
     dg.define_asset_job(
         "rebuild_results",
         selection=list(TABLES),
-        description="Loads the answers that are there into DuckDB; renews claims, report, audit. "
+        description="Loads the answers that are there into DuckDB; renews claims, figures, report, "
+        "audit. "
         "A matter of seconds: no model is asked.",
     ),
     dg.define_asset_job(

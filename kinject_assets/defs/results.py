@@ -5,6 +5,7 @@ import shutil
 
 import dagster as dg
 
+from kinject_assets.core.augmentation.overlap import overlaps
 from kinject_assets.core.manifest import content_hash
 from kinject_assets.core.plan import CODE_VERSIONS
 from kinject_assets.core.report.html import table_points, write_report
@@ -72,7 +73,11 @@ def results(context: dg.AssetExecutionContext, study: Study) -> dg.MaterializeRe
                 },
                 "database": dg.MetadataValue.path(database),
             },
-            checks=checks.results(counts, fetch(database, COLLAPSED).dicts()),
+            checks=checks.results(
+                counts,
+                fetch(database, COLLAPSED).dicts(),
+                overlaps(study.store, study.profile.augmentation.near_duplicate),
+            ),
             libraries=("duckdb", "statsmodels", "scipy"),
         )
 
@@ -118,7 +123,7 @@ def report(context: dg.AssetExecutionContext, study: Study) -> dg.MaterializeRes
     """One HTML file that opens offline: verdict, both tables, comparisons, plots, provenance."""
     with making(context, study) as step:
         path = step.draft / "report.html"
-        write_report(study.database, study.profile, path)
+        write_report(study.database, study.profile, path, REFERENCES)
         shutil.copyfile(path, study.store.root / "report.html")
         return step.finish(
             content_hash(step.inputs),

@@ -21,7 +21,7 @@ from kinject_assets.defs.launch import ScoringSettings
 from kinject_assets.defs.partitions import CORPUS_MODEL, CORPUS_RECIPE
 from kinject_assets.defs.policy import ANSWERS_GROUP, OWNERS
 from kinject_assets.defs.resources import Study
-from kinject_assets.defs.retrieval import RETRIEVER, retrieved
+from kinject_assets.defs.retrieval import retrieved
 from kinject_assets.defs.training import checkpoint
 
 KINDS = {"pytorch", "parquet"}
@@ -65,7 +65,7 @@ def answers_base(
 def answers_rag(
     context: dg.AssetExecutionContext, config: ScoringSettings, study: Study
 ) -> dg.MaterializeResult:
-    """The base model with the K nearest chunks in front of each question, for every K asked for.
+    """The base model with K chunks in front of each question, for every K and retriever asked for.
 
     What it lacks to 1 is either not retrieved (see `retrieved`) or retrieved and not read.
     """
@@ -110,7 +110,7 @@ def answers_ft(
 def answers_ft_rag(
     context: dg.AssetExecutionContext, config: ScoringSettings, study: Study
 ) -> dg.MaterializeResult:
-    """The fine-tuned model with the K nearest chunks in front of each question.
+    """The fine-tuned model with K chunks in front of each question, by every retriever asked for.
 
     Compared with `answers_rag`: whether training helps or harms a model that retrieves.
     """
@@ -118,7 +118,9 @@ def answers_ft_rag(
         return _answers(step, config)
 
 
-def score_request(step: Step, corpus: str, method: str, scoring: Scoring) -> dict[str, Any]:
+def score_request(
+    step: Step, corpus: str, method: str, scoring: Scoring, retrievers: Sequence[str]
+) -> dict[str, Any]:
     """A request to answer a corpus's exam with the model of a cell.
 
     Args:
@@ -126,6 +128,7 @@ def score_request(step: Step, corpus: str, method: str, scoring: Scoring) -> dic
         corpus: Whose exam; not always the cell's own.
         method: One of `METHODS`; `ft` and `ft_rag` take the checkpoint of the cell's partition.
         scoring: How; its `k` counts for the methods that retrieve.
+        retrievers: Whose chunks these methods answer with.
     """
     profile, store = step.study.profile, step.study.store
     key = step.cell.parts[1]
@@ -158,7 +161,7 @@ def score_request(step: Step, corpus: str, method: str, scoring: Scoring) -> dic
             "k": list(scoring.k),
             "chunks": str(store.path(Cell("chunks", (corpus,)), "chunks.parquet")),
             "retrieved": str(store.path(Cell("retrieved", (corpus,)), "retrieved.parquet")),
-            "retriever": RETRIEVER,
+            "retrievers": list(retrievers),
             "query": profile.retrieval.query,
         }
     if recipe:
@@ -174,15 +177,19 @@ def score_request(step: Step, corpus: str, method: str, scoring: Scoring) -> dic
 
 
 def _answers(step: Step, config: ScoringSettings) -> dg.MaterializeResult:
-    scoring = config.over(step.study.profile.scoring)
+    profile, corpus = step.study.profile, step.cell.parts[0]
+    scoring = config.over(profile.scoring)
     method = METHOD_OF[step.cell.asset]
-    request = score_request(step, step.cell.parts[0], method, scoring)
-    request["previous"] = step.previous_folders()
+    retrievers = profile.retrieval.answering(profile.corpora[corpus].exam.kind)
+    request = score_request(step, corpus, method, scoring, retrievers)
+    # An answer is to a prompt, whichever retriever brought what is in it.
+    request["previous"] = step.previous_folders("retrievers")
     done = run_worker(step, "score", request)
     rows = read_rows(step.draft / "answers.parquet", Answer)
     conditions = read_rows(step.draft / "conditions.parquet", Condition)
     tested = sum(q.split == "test" and not q.retired for q in step.rows("questions", Question))
     accuracy = _accuracy(rows, conditions)
+    first = next(iter(retrievers), "")
     options = max(len(row.logliks) for row in rows)
     return step.finish(
         logical_version(rows),
@@ -192,10 +199,13 @@ def _answers(step: Step, config: ScoringSettings) -> dg.MaterializeResult:
             "questions": tested,
             "conditions": len(conditions),
             "answers_taken_over": done["reused"],
-            **{f"accuracy_{shots}shot_k{k}": value for (shots, k), value in accuracy.items()},
+            **{
+                f"accuracy_{c.shots}shot_k{c.k}{_named(c, first, '_')}": value
+                for c, value in accuracy.items()
+            },
         },
         metadata={
-            "accuracy": image(_plot(accuracy, tested, options), "accuracy by K"),
+            "accuracy": image(_plot(accuracy, first, tested, options), "accuracy by K"),
             "letters": image(_letters(rows), "how often each place is right and is chosen"),
             **_reading(done),
         },
@@ -218,12 +228,17 @@ def _reading(done: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _plot(accuracy: Mapping[tuple[int, int], float], questions: int, options: int) -> bytes:
-    """Accuracy against K with 95 % intervals, a curve for each number of shots."""
+def _named(condition: Condition, first: str, before: str) -> str:
+    """The retriever of a condition where it is not the study's."""
+    return before + condition.retriever if condition.retriever not in {"", first} else ""
+
+
+def _plot(accuracy: Mapping[Condition, float], first: str, questions: int, options: int) -> bytes:
+    """Accuracy against K with 95 % intervals, a curve for each number of shots and retriever."""
     curves: defaultdict[str, dict[int, Point]] = defaultdict(dict)
-    for (shots, k), value in accuracy.items():
+    for c, value in accuracy.items():
         low, high = wilson(round(value * questions), questions)
-        curves[f"{shots} shots"][k] = Point(value, low, high)
+        curves[f"{c.shots} shots{_named(c, first, ', ')}"][c.k] = Point(value, low, high)
     return accuracy_by_k(curves, chance=1 / options)
 
 
@@ -245,14 +260,9 @@ def _letters(rows: Sequence[Answer]) -> bytes:
     )
 
 
-def _accuracy(
-    rows: Sequence[Answer], conditions: Sequence[Condition]
-) -> dict[tuple[int, int], float]:
-    """Share of right answers by (shots, K)."""
+def _accuracy(rows: Sequence[Answer], conditions: Sequence[Condition]) -> dict[Condition, float]:
+    """Share of right answers under each condition."""
     right: dict[str, list[bool]] = {c.condition_id: [] for c in conditions}
     for row in rows:
         right[row.condition_id].append(row.correct)
-    return {
-        (c.shots, c.k): sum(right[c.condition_id]) / max(1, len(right[c.condition_id]))
-        for c in conditions
-    }
+    return {c: sum(right[c.condition_id]) / max(1, len(right[c.condition_id])) for c in conditions}

@@ -33,9 +33,11 @@ def run(request: Mapping[str, Any], report: Report = silent) -> dict[str, Any]:
 
 
 def sources(request: Mapping[str, Any]) -> list[str]:
-    """The encoder that a request loads."""
-    encoder = request.get("encoder") or request["retrieval"].get("encoder", {})
-    return [str(encoder.get("model", "hub"))]
+    """The encoders that a request loads."""
+    retrieval = request.get("retrieval", {})
+    encoder = request.get("encoder") or retrieval.get("encoder", {})
+    reranker = retrieval.get("rerank") or {}
+    return [str(encoder.get("model", "hub")), str(reranker.get("model", ""))]
 
 
 if __name__ == "__main__":

@@ -2,8 +2,12 @@
 
 The parent gives the request as the Pipes extra `request`, with one more field: `result_path`, the
 file that gets `{"result": ...}` or, for an error that a user can act on, `{"error": {"type",
-"message"}}`. Exit codes: 0 done, 2 such an error, 130 interrupted, 1 anything else (the exception
-goes to Dagster through Pipes).
+"message"}}`. Exit codes: 0 done, 2 such an error, 28 no room on the disk, 77 out of GPU memory
+where several processes have to start again together, 130 interrupted, 1 anything else (the
+exception goes to Dagster through Pipes).
+
+Of several processes that work together, only the first one reports to Dagster and writes the
+result; an error is written by each that meets one.
 """
 
 import contextlib
@@ -21,7 +25,8 @@ from typing import Any, NoReturn, TypeVar, get_origin, get_type_hints
 from kinject_assets.core.errors import KinjectError, is_disk_full
 from kinject_assets.core.interrupts import Interrupts
 from kinject_assets.core.manifest import write_atomically
-from kinject_assets.core.progress import KEPT_SECONDS, Progress, Report
+from kinject_assets.core.progress import KEPT_SECONDS, Progress, Report, silent
+from kinject_assets.core.training.ranks import RankOutOfMemory, launched
 
 Request = TypeVar("Request")
 
@@ -31,9 +36,11 @@ LOG_SECONDS = 2.0
 WATCH_SECONDS = 1.0
 """Seconds between two looks at whether the parent still lives."""
 
+USERS_ERROR = 2
 INTERRUPTED = 130
 DISK_FULL = 28
-"""Exit codes; the second one is the number of the error `no space left on device`."""
+OUT_OF_MEMORY = 77
+"""Exit codes; that of a full disk is the number of the error `no space left on device`."""
 
 
 def read_request(request_type: type[Request], fields: Mapping[str, Any]) -> Request:
@@ -75,38 +82,43 @@ def main(
         run: The worker's function.
         sources: Folders and hub ids that a request loads.
     """
-    from dagster_pipes import open_dagster_pipes
+    from dagster_pipes import DAGSTER_PIPES_MESSAGES_ENV_VAR, encode_param, open_dagster_pipes
 
-    _end_with_parent()
+    end_with_parent()
+    ranks = launched()
     # A parent that a script started in the background ignores SIGINT, and so would this process.
+    # One of several dies at once: while it waits for the others, Python handles no signal.
     for ending in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(ending, signal.default_int_handler)
+        signal.signal(ending, signal.SIG_DFL if ranks.several else signal.default_int_handler)
+    if not ranks.first:
+        os.environ[DAGSTER_PIPES_MESSAGES_ENV_VAR] = encode_param({"path": os.devnull})
     try:
         with Interrupts() as interrupts, open_dagster_pipes() as pipes:
             fields = dict(pipes.extras["request"])
             result_path = Path(fields.pop("result_path"))
             cell = str(pipes.extras.get("cell", ""))
             stay_local(*sources(fields))
+            report = _log_report(pipes.log, interrupts, cell, result_path.parent)
             try:
-                outcome: dict[str, Any] = {
-                    "result": run(
-                        fields, _log_report(pipes.log, interrupts, cell, result_path.parent)
-                    )
-                }
+                outcome: dict[str, Any] = {"result": run(fields, report if ranks.first else silent)}
             except KinjectError as error:
                 outcome = {"error": {"type": type(error).__name__, "message": str(error)}}
-            write_atomically(result_path, json.dumps(outcome) + "\n")
+            if ranks.first or "error" in outcome:
+                write_atomically(result_path, json.dumps(outcome) + "\n")
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
+    except RankOutOfMemory:
+        # At once: the others wait for this process, and so might it for them on an orderly way out.
+        os._exit(OUT_OF_MEMORY)
     except Exception as error:
         # There may be no room for a result file either: the exit code says it.
         if is_disk_full(error):
             sys.exit(DISK_FULL)
         raise
-    sys.exit(2 if "error" in outcome else 0)
+    sys.exit(USERS_ERROR if "error" in outcome else 0)
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """Ends this process when its parent is gone: an orphan would work on beside the next run."""
     parent = os.getppid()
 

@@ -12,6 +12,8 @@ from kinject_assets.workers.entry import main, read_request, to_json
 def run(request: Mapping[str, Any], report: Report = silent) -> dict[str, Any]:
     """Makes a checkpoint; a model that this process kept for scoring makes room for it.
 
+    `python -m kinject_assets.workers.torchrun N train` does it in several processes.
+
     Args:
         request: Fields of `TrainRequest`.
         report: Told of progress.

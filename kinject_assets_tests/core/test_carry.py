@@ -10,7 +10,7 @@ import pytest
 from kinject_assets.config import Profile
 from kinject_assets.core.carry import followers, out_of_date, ready
 from kinject_assets.core.corpus.releases import FOLDER, FROZEN, RECORD, Release
-from kinject_assets.core.plan import Plan
+from kinject_assets.core.plan import TABLES, Plan
 from kinject_assets.core.store import Cell, Store
 from kinject_assets_tests.core.made import make
 
@@ -83,7 +83,7 @@ def grid(tmp_path: Path) -> Plan:
 
 
 def test_nothing_is_out_of_date_but_the_tables_that_are_not_there(grid: Plan) -> None:
-    assert names(out_of_date(grid)) == ["results", "claims", "report", "lineage_audit"]
+    assert names(out_of_date(grid)) == list(TABLES)
 
 
 def test_a_change_of_text_goes_down_to_base_and_rag_and_no_further(grid: Plan) -> None:
@@ -98,10 +98,7 @@ def test_a_change_of_text_goes_down_to_base_and_rag_and_no_further(grid: Plan) -
         "answers_base/docs/small",
         "answers_rag/docs/small",
         "triage/docs",
-        "results",
-        "claims",
-        "report",
-        "lineage_audit",
+        *TABLES,
     ]
     # One run prepares the corpus; answers wait until it is there, tables until those are.
     first = ready(grid, waiting)
@@ -124,7 +121,7 @@ def test_what_a_person_changed_in_the_profile_waits_for_a_person(tmp_path: Path)
     made_whole(plan(tmp_path))
     other = plan(tmp_path, exams={"per_chunk": 6}, chunking={"max_tokens": 100})
     assert other.state(Cell("questions", ("docs",))) == "stale"
-    assert names(out_of_date(other)) == ["results", "claims", "report", "lineage_audit"]
+    assert names(out_of_date(other)) == list(TABLES)
     make(other, Cell("articles", ("docs",)), "changed")
     waiting = names(out_of_date(other))
     assert not [name for name in waiting if "docs" in name], "nothing is made from what waits"

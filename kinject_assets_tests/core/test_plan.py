@@ -1,6 +1,7 @@
 """The plan: what a grid asks for, from what each cell is made, and what makes it stale."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -168,6 +169,55 @@ def test_the_number_of_texts_is_apart_from_what_decides_what_they_say(tmp_path: 
     assert larger.config(validation) != grid.config(validation) == augmented.config(validation)
 
 
+REPLAYED = {
+    "recipes": {
+        "full.p02": None,
+        "full.p02.replay": {"replay_share": 0.25},
+        "full.r02.replay": None,
+    },
+    "training": {"replay_text": "general.txt"},
+    "grid": [
+        {
+            "corpora": ["docs"],
+            "models": ["small"],
+            "recipes": ["full.p02", "full.p02.replay", "full.r02.replay"],
+        }
+    ],
+}
+
+
+def test_a_checkpoint_is_stale_when_the_text_that_damage_is_measured_on_changes(
+    tmp_path: Path,
+) -> None:
+    grid = REPLAYED | {"training": {"general_text": "measured.txt", "replay_text": "general.txt"}}
+    measured = plan(tmp_path, **grid, path=tmp_path / "mine.yaml")
+    cell = Cell("checkpoint", ("docs", "small.full.p02"))
+    (tmp_path / "measured.txt").write_text("Some text.")
+    before = measured.config(cell)
+    (tmp_path / "measured.txt").write_text("Another text.")
+    assert measured.config(cell) != before
+    assert "general_sha256" not in plan(tmp_path).config(cell)
+
+
+def test_replay_decides_only_what_it_is_mixed_into(tmp_path: Path) -> None:
+    plain = plan(tmp_path)
+    replayed = plan(tmp_path, **REPLAYED, path=tmp_path / "mine.yaml")
+    text = tmp_path / "general.txt"
+
+    def cell(recipe: str) -> Cell:
+        return Cell("checkpoint", ("docs", f"small.{recipe}"))
+
+    assert replayed.config(cell("full.p02")) == plain.config(cell("full.p02"))
+    mixed, control = (cell(f"full.{kind}02.replay") for kind in "pr")
+    assert replayed.config(mixed)["training"]["replay_share"] == 0.25
+    assert replayed.config(control)["training"] == replayed.config(mixed)["training"]
+    text.write_text("Some text.")
+    before = replayed.config(mixed)
+    text.write_text("Another text.")
+    assert replayed.config(mixed) != before
+    assert replayed.config(cell("full.p02")) == plain.config(cell("full.p02"))
+
+
 def test_results_can_be_made_from_what_is_there(tmp_path: Path) -> None:
     grid = plan(tmp_path)
     assert grid.input_versions(Cell("results"))[0] == {}
@@ -220,3 +270,42 @@ def test_a_cut_file_makes_its_cell_broken_and_nothing_else(tmp_path: Path) -> No
     (grid.store.folder(articles) / "manifest.json").write_text("{")
     assert (grid.state(articles), grid.state(chunks)) == ("broken", "stale")
     assert "not a manifest" in grid.problem(articles)
+
+
+@pytest.mark.parametrize(
+    ("encoder", "expected"),
+    [
+        ({"model": "lab:encoder"}, {}),
+        ({"model": "lab:encoder", "batch_size": 3, "query_prefix": "ask "}, {}),
+        ({"model": "lab:encoder", "passage_prefix": ""}, {"passage_prefix": ""}),
+        ({"model": "BAAI/bge-large-en"}, {}),
+        ({"model": "intfloat/e5-large"}, {"passage_prefix": "passage: "}),
+        ({"model": "intfloat/e5-large", "passage_prefix": ""}, {}),
+        ({"model": "lab:encoder", "dtype": "float16"}, {"dtype": "float16"}),
+        ({"model": "lab:encoder", "max_tokens": 99}, {"max_tokens": 99}),
+    ],
+)
+def test_what_decides_vectors(
+    tmp_path: Path, encoder: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    made = plan(tmp_path, retrieval={"encoder": encoder}).config(Cell("embeddings", ("docs",)))
+    assert made == {"model": encoder["model"], "revision": None, **expected}
+
+
+@pytest.mark.parametrize(
+    ("retrieval", "expected"),
+    [
+        ({}, {"index": "auto", "memory_gb": 8.0}),
+        ({"index": "flat", "index_memory_gb": 3}, {"index": "flat"}),
+        (
+            {"index": "hnsw", "index_parameters": {"hnsw_m": 9}},
+            {"index": "hnsw", "parameters": {"hnsw_m": 9}},
+        ),
+        ({"index": "ivfpq", "index_memory_gb": 3}, {"index": "ivfpq", "memory_gb": 3.0}),
+    ],
+)
+def test_what_decides_an_index(
+    tmp_path: Path, retrieval: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    made = plan(tmp_path, retrieval=retrieval).config(Cell("faiss_index", ("docs",)))
+    assert made == expected

@@ -111,9 +111,10 @@ def test_from_chunks_to_answers_in_one_process(world: Path, tmp_path: Path) -> N
             "task": "retrieve",
             "corpus": "events",
             "questions": str(world / "questions.parquet"),
+            "chunks": str(world / "chunks.parquet"),
             "index": str(tmp_path / "index"),
             "retrieval": {"encoder": encoder, "depth": 2},
-            "retriever": "dense",
+            "retrievers": ["dense"],
             "out": str(tmp_path / "retrieved"),
         }
     )
@@ -134,7 +135,7 @@ def test_from_chunks_to_answers_in_one_process(world: Path, tmp_path: Path) -> N
         "questions": str(world / "questions.parquet"),
         "chunks": str(world / "chunks.parquet"),
         "retrieved": str(tmp_path / "retrieved" / "retrieved.parquet"),
-        "retriever": "dense",
+        "retrievers": ["dense"],
         "query": "question",
         "shots": [0],
         "k": [1, 2],

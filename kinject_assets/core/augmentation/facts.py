@@ -10,11 +10,10 @@ import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import groupby
 
 from kinject_assets.core.augmentation.numbers import (
-    CURRENCIES,
     JOINED,
-    UNITS,
     VALUES,
     Number,
     Sentence,
@@ -22,12 +21,25 @@ from kinject_assets.core.augmentation.numbers import (
     numbers,
     roman,
 )
-from kinject_assets.core.corpus.chunking import sentences
+from kinject_assets.core.corpus.chunking import sentences, spaceless
+from kinject_assets.core.quantities import CURRENCIES, MONTHS, unit_of
 
 
 def normalised(text: str) -> str:
-    """Words and numbers alone, case folded: equal for texts that differ in layout only."""
-    return " ".join(re.findall(r"\w+", text.casefold()))
+    """Words and numbers alone, case folded: equal for texts that differ in layout only.
+
+    Scripts that write no spaces between words (see `spaceless`) come as single letters.
+    """
+    words = re.findall(r"\w+", text.casefold())
+    if spaceless(text):
+        words = [part for word in words for part in _parted(word)]
+    return " ".join(words)
+
+
+def _parted(word: str) -> Iterator[str]:
+    """Letters of scripts without spaces one by one, whatever is between them as it is."""
+    for single, letters in groupby(word, spaceless):
+        yield from letters if single else ("".join(letters),)
 
 
 def likeness(text: str, other: str) -> float:
@@ -109,11 +121,8 @@ def names(text: str) -> list[str]:
 LONGEST_STEM = 40
 """Letters up to which beginnings of words are compared; no name is longer."""
 
-_MONTHS = (
-    "january february march april may june july august september october november december".split()
-)
 _DAYS = "monday tuesday wednesday thursday friday saturday sunday".split()
-_CALENDAR = frozenset((*_MONTHS, *_DAYS))
+_CALENDAR = frozenset((*MONTHS, *_DAYS))
 _VERBS = frozenset({"march", "may"})
 """Months that may be another word where a sentence starts."""
 
@@ -122,16 +131,19 @@ _SHORT_MONTH = re.compile(rf"\b({_SHORT})\b\.?(?=\s+\d)|(?<=\d )({_SHORT})\b\.?"
 _ISO_DATE = re.compile(r"\b(\d{4})-(0[1-9]|1[0-2])-([0-2]\d|3[01])\b")
 _YEARS = re.compile(
     r"\b(\d\d)(\d\d)(\s?[–—-]\s?)(\d\d)\b(?![–—-]?\d)"
-    rf"(?!\s+(?:{'|'.join(_MONTHS)}|{_SHORT})\b)",
+    rf"(?!\s+(?:{'|'.join(MONTHS)}|{_SHORT})\b)",
     re.IGNORECASE,
 )
 """A range whose second year is cut short: 1941-45, and not 1907 – 29 June."""
 
 _GROUPED = re.compile(r"(?<=\d)[,\u00a0\u2009\u202f](?=\d{3}(?!\d))")
 _POWER = re.compile(r"\b(km|m|cm|mm|mi|ft|yd)[23]\b")
-_TOKEN = re.compile(r"\d+(?:\.\d+)?|[^\W\d_]+|[%$€£¥₹°]")
+_TOKEN = re.compile(r"\d+(?:\.\d+)*|[^\W\d_]+|[%$€£¥₹°]")
 
 _ERAS = {"bce": "bc", "ce": "ad"}
+
+_LEFT_OUT = frozenset("year decade century".split())
+"""Units that a number may do without: "45 years old" is "aged 45"."""
 
 _SMALL_TEXT = (
     "a after all although an and are as at be because been before both but by during each every "
@@ -156,6 +168,7 @@ class _Fact:
         keys: Each of them keeps it.
         word: Folded word of a name, which its stem keeps, too; empty for anything else.
         of: For a unit or a scale, the keys of its number; empty for anything else.
+        unit: Name of a unit; empty for anything else.
         small: A number word up to twelve.
     """
 
@@ -163,6 +176,7 @@ class _Fact:
     keys: frozenset[str]
     word: str = ""
     of: frozenset[str] = frozenset()
+    unit: str = ""
     small: bool = False
 
 
@@ -173,6 +187,7 @@ class _Reading:
     Attributes:
         facts: In order of appearance.
         keys: What keeps numbers, units, dates and initials of other texts.
+        loose: Units that a number of the text may have although none stands beside it.
         words: Folded.
         stems: Beginnings of the words.
     """
@@ -180,6 +195,7 @@ class _Reading:
     sentences: list[list[Token]]
     facts: list[_Fact] = field(default_factory=list)
     keys: set[str] = field(default_factory=set)
+    loose: set[str] = field(default_factory=lambda: set(_LEFT_OUT))
     words: set[str] = field(default_factory=set)
     stems: set[str] = field(default_factory=set)
 
@@ -187,6 +203,8 @@ class _Reading:
         return low in self.words or (len(low) > 4 and low[: max(4, len(low) - 3)] in self.stems)
 
     def keeps(self, fact: _Fact) -> bool:
+        if fact.unit in self.loose and any(f"{key} alone" in self.keys for key in fact.of):
+            return True
         return bool(fact.keys & self.keys) or (bool(fact.word) and self.has_word(fact.word))
 
 
@@ -206,18 +224,20 @@ def _read(text: str) -> _Reading:
     for sentence in found.sentences:
         here: list[tuple[int, _Fact, bool]] = []
         taken: set[int] = set()
-        for token in sentence:
+        counted = numbers(sentence)
+        measures = {place for n in counted for place in range(n.unit_place, n.unit_end)}
+        for place, token in enumerate(sentence):
             low = _folded(token.word)
             found.words.add(low)
             found.stems.update(low[:size] for size in range(3, min(len(low), LONGEST_STEM) + 1))
             found.keys.update(VALUES.get(low, set()) | roman(token.word))
             # Spelt out, a unit says what it is without its number beside it.
-            if len(low) > 3 and low in UNITS:
-                found.keys.add(f"unit {UNITS[low]}")
-        for number in numbers(sentence):
-            found.keys.update(number.keys, {number.scale, number.unit})
+            if len(low) > 3 and place not in measures and (unit := unit_of(low)):
+                found.loose.add(unit.name)
+        for number in counted:
+            found.keys.update(number.keys, {number.scale}, _measured(number))
             if number.counts:
-                taken.update(range(number.place, number.end))
+                taken.update(range(number.place, number.end), measures)
                 here += [(place, fact, True) for place, fact in _of_number(number)]
         for run in _runs(sentence):
             initials = _initials(run)
@@ -226,7 +246,7 @@ def _read(text: str) -> _Reading:
                 keys = _name_keys(word, low)
                 found.keys.update(keys)
                 if place not in taken and len(word) > 1 and low not in _PARTICLES:
-                    fact = _Fact(word, frozenset(keys | initials), "" if low in _MONTHS else low)
+                    fact = _Fact(word, frozenset(keys | initials), "" if low in MONTHS else low)
                     here.append((place, fact, run.sure))
         here.sort(key=lambda entry: entry[0])
         stated += [(fact, sure) for _, fact, sure in here]
@@ -241,8 +261,17 @@ def _of_number(number: Number) -> Iterator[tuple[int, _Fact]]:
         keys = frozenset({number.scale, number.value})
         yield number.end - 1, _Fact(number.scale.removeprefix("scale "), keys, of=number.keys)
     if number.unit:
-        unit = _Fact(number.unit_shown, frozenset({number.unit}), of=number.keys)
-        yield number.unit_place, unit
+        keys = frozenset(f"{key} {number.unit}" for key in number.keys)
+        fact = _Fact(number.unit_shown, keys, of=number.keys, unit=number.unit)
+        yield number.unit_place, fact
+
+
+def _measured(number: Number) -> set[str]:
+    """Keys of a number with the units that it may have."""
+    units = {number.unit or "alone", *number.near}
+    if number.unit.startswith("degree"):
+        units.add("degree")
+    return {f"{key} {unit}" for key in number.keys for unit in units}
 
 
 def _sentences(text: str) -> Iterator[list[Token]]:
@@ -258,15 +287,8 @@ def _sentences(text: str) -> Iterator[list[Token]]:
                     yield tokens
 
 
-def _plain(text: str) -> str:
-    """A text with digit groups joined, and dates and ranges of years written in full."""
-
-    def month(match: re.Match[str]) -> str:
-        short = (match[1] or match[2])[:3].casefold()
-        return next(name for name in _MONTHS if name.startswith(short)).capitalize()
-
-    def date(match: re.Match[str]) -> str:
-        return f"{int(match[3])} {_MONTHS[int(match[2]) - 1].capitalize()} {match[1]}"
+def full_years(text: str) -> str:
+    """A text with the second year of its ranges in full: 1941-1945 for 1941-45."""
 
     def years(match: re.Match[str]) -> str:
         century, first, dash, last = match.groups()
@@ -275,8 +297,21 @@ def _plain(text: str) -> str:
             return match[0]
         return f"{century}{first}{dash}{century if last > first else ''}{last}"
 
+    return _YEARS.sub(years, text)
+
+
+def _plain(text: str) -> str:
+    """A text with digit groups joined, and dates and ranges of years written in full."""
+
+    def month(match: re.Match[str]) -> str:
+        short = (match[1] or match[2])[:3].casefold()
+        return next(name for name in MONTHS if name.startswith(short)).capitalize()
+
+    def date(match: re.Match[str]) -> str:
+        return f"{int(match[3])} {MONTHS[int(match[2]) - 1].capitalize()} {match[1]}"
+
     text = unicodedata.normalize("NFKC", _GROUPED.sub("", text))
-    text = _YEARS.sub(years, _ISO_DATE.sub(date, text))
+    text = full_years(_ISO_DATE.sub(date, text))
     return _SHORT_MONTH.sub(month, _POWER.sub(r"\1", text))
 
 
@@ -353,7 +388,7 @@ def _capital(sentence: Sentence, place: int) -> bool:
 
 
 def _name_keys(word: str, low: str) -> set[str]:
-    if low in _MONTHS:
+    if low in MONTHS:
         return {f"month {low}"}
     keys = roman(word) | VALUES.get(low, set())
     if word.isupper() and len(word) > 1:

@@ -1,9 +1,22 @@
 """Numbers of a sentence and the units that they stand with, whichever way they are written."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import NamedTuple
+
+from kinject_assets.core.quantities import (
+    CURRENCIES,
+    DEGREES,
+    HEDGES,
+    NEGATIVE,
+    ONES,
+    ORDINALS,
+    SCALES,
+    TENS,
+    unit_of,
+)
 
 
 class Token(NamedTuple):
@@ -18,21 +31,10 @@ Sentence = Sequence[Token]
 JOINED = frozenset({" ", "-", "‐"})
 """What may stand between the words of a number or of a name."""
 
-_ONES = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
-    "sixteen seventeen eighteen nineteen".split()
-)
-_ORDINAL_ONES = (
-    "zeroth first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth "
-    "thirteenth fourteenth fifteenth sixteenth seventeenth eighteenth nineteenth".split()
-)
-_TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
-_CARDINALS = {word: n for n, word in enumerate(_ONES)}
-_CARDINALS |= {word: 10 * n for n, word in enumerate(_TENS, 2)}
-_ORDINALS = {word: n for n, word in enumerate(_ORDINAL_ONES)}
-_ORDINALS |= {f"{word[:-1]}ieth": 10 * n for n, word in enumerate(_TENS, 2)}
-_SCALES = {"thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
+_CARDINALS = ONES | TENS
 _SHORT_SCALES = {"k": "thousand", "mn": "million", "bn": "billion", "tn": "trillion"}
+
+PERCENT = "percent"
 
 _SPOKEN = {
     "1": "once single",
@@ -45,58 +47,22 @@ _SPOKEN = {
 _SHARES = {"half": {"50", "0.5"}, "quarter": {"25", "0.25"}, "quarters": {"75", "0.75"}}
 
 VALUES: dict[str, set[str]] = {
-    **{word: {str(n)} for word, n in (*_CARDINALS.items(), *_ORDINALS.items())},
+    **{word: {str(n)} for word, n in (*_CARDINALS.items(), *ORDINALS.items())},
     **{word: {value} for value, words in _SPOKEN.items() for word in words.split()},
-    **{word: {*values, "unit percent"} for word, values in _SHARES.items()},
+    **{word: values | {f"{v} {PERCENT}" for v in values} for word, values in _SHARES.items()},
 }
-"""Word -> keys of the numbers (and of the unit) that it keeps."""
-
-_UNIT_WORDS = {
-    "percent": "% percent pct percentage",
-    "degree": "° degree degrees",
-    "mm": "mm millimetre millimetres millimeter millimeters",
-    "cm": "cm centimetre centimetres centimeter centimeters",
-    "m": "m metre metres meter meters",
-    "km": "km kph kmh kilometre kilometres kilometer kilometers",
-    "inch": "inch inches",
-    "foot": "ft foot feet",
-    "yard": "yd yard yards",
-    "mile": "mi mph mile miles",
-    "hectare": "ha hectare hectares",
-    "acre": "acre acres",
-    "litre": "l litre litres liter liters",
-    "gallon": "gallon gallons",
-    "barrel": "barrel barrels",
-    "gram": "g gram grams gramme grammes",
-    "kg": "kg kilo kilos kilogram kilograms kilogramme kilogrammes",
-    "ton": "t ton tons tonne tonnes",
-    "ounce": "oz ounce ounces",
-    "kw": "kw kilowatt kilowatts",
-    "mw": "mw megawatt megawatts",
-    "gw": "gw gigawatt gigawatts",
-    # Money or weight: the number beside it says as much in either.
-    "pound": "lb lbs pound pounds £ gbp sterling",
-    "dollar": "$ dollar dollars usd aud cad",
-    "euro": "€ euro euros eur",
-    "yen": "¥ yen jpy",
-    "rupee": "₹ rupee rupees inr",
-    "yuan": "yuan renminbi cny",
-    "franc": "franc francs chf",
-    "krone": "krone kroner krona kronor",
-    "peso": "peso pesos",
-    "rouble": "rouble roubles ruble rubles",
-    "cent": "cent cents",
-}
-UNITS = {word: unit for unit, words in _UNIT_WORDS.items() for word in words.split()}
-"""Word or mark, case folded -> unit. Units of time are left out: "45 years old" is "aged 45"."""
-
-CURRENCIES = frozenset("$ € £ ¥ ₹ usd aud cad eur gbp jpy inr cny chf".split())
-"""What may stand in front of its number."""
+"""Word -> keys of the numbers, and of the numbers with their unit, that it keeps."""
 
 LONGEST = 15
 """Digits up to which a number is read; longer ones are compared as they stand."""
 
 _MODIFIERS = frozenset("square sq cubic cu metric".split())
+
+_VERSIONS = frozenset("v ver version versions release releases build update".split())
+_MINUS = re.compile(r"[\s(\[/:=~<>≈,;±][-−–]$")
+_TO_MINUS = re.compile(r"[–—-]\s?[-−]$")
+_LISTING = frozenset("and or to by x".split())
+_LISTED = re.compile(r"[\s,–—‐/×-]*")
 
 _ROMAN = re.compile(r"(?=[IVX]{2,})X{0,3}(?:IX|IV|V?I{0,3})")
 _ROMAN_DIGITS = {"I": 1, "V": 5, "X": 10}
@@ -122,9 +88,11 @@ class Number:
         keys: Figure and value: 2.5 and 2500000 for 2.5 million.
         scale: Key of what multiplies the figure, e.g. `scale million`; empty for none.
         value: Key of its value.
-        unit: Key of its unit, e.g. `unit km`; empty for none.
+        unit: Name of its unit, e.g. `km` or `degree C`; empty for none.
         unit_shown: The unit as it is written.
-        unit_place: Place of the unit.
+        unit_place: Of the unit's first token.
+        unit_end: Place after its last token.
+        near: Units of numbers beside it in a list or range, which may be meant for it, too.
         counts: It says how many: `one`, `first` and `second` have other uses.
         small: One word up to twelve, which has other uses, too.
     """
@@ -138,20 +106,50 @@ class Number:
     unit: str = ""
     unit_shown: str = ""
     unit_place: int = 0
+    unit_end: int = 0
+    near: frozenset[str] = frozenset()
     counts: bool = True
     small: bool = False
 
 
-def numbers(sentence: Sentence) -> Iterator[Number]:
-    """The numbers of a sentence, in digits or in words, with their units."""
+def numbers(sentence: Sentence) -> list[Number]:
+    """The numbers of a sentence, in digits or in words, with their signs and units."""
+    found: list[Number] = []
     place = 0
     while place < len(sentence):
-        found = _digits(sentence, place) or _spoken(sentence, place)
-        if found is None:
+        number = _digits(sentence, place) or _spoken(sentence, place)
+        if number is None:
             place += 1
             continue
-        place = found.end
-        yield _with_unit(sentence, found)
+        place = number.end
+        found.append(_with_unit(sentence, _with_sign(sentence, number)))
+    joined = [_side_by_side(sentence, left, right) for left, right in pairwise(found)]
+    for n in range(1, len(found)):
+        if joined[n - 1]:
+            found[n] = _beside(found[n], found[n - 1])
+    for n in reversed(range(len(found) - 1)):
+        if joined[n]:
+            found[n] = _beside(found[n], found[n + 1])
+    return found
+
+
+def _beside(number: Number, other: Number) -> Number:
+    """The number with the unit of one beside it: $5 to 10; 45, 50 and 60 %."""
+    near = number.near | other.near | {other.unit} - {""}
+    return number if number.unit else replace(number, near=near)
+
+
+def _side_by_side(sentence: Sentence, left: Number, right: Number) -> bool:
+    """Whether nothing but a comma, a dash or a small word is between two numbers."""
+    between = sentence[max(left.end, left.unit_end) : right.place + 1]
+    words = [word for t in between[:-1] if (word := t.word.casefold()) not in CURRENCIES]
+    return (
+        # Empty where the unit of one reads as the other: 5 second.
+        len(between) > 0
+        and len(words) < 2
+        and _LISTING.issuperset(words)
+        and all(_LISTED.fullmatch(token.gap) for token in between)
+    )
 
 
 def _word(sentence: Sentence, place: int) -> str:
@@ -169,23 +167,41 @@ def _key(value: float) -> str:
 
 def _digits(sentence: Sentence, place: int) -> Number | None:
     word = sentence[place].word
-    if not word[0].isdigit():
+    if not word[0].isdecimal():
         return None
     if len(word) > LONGEST:
         return Number(place, place + 1, word, frozenset({word}), word)
+    if word.count(".") > 1:
+        return Number(place, place + 1, word, frozenset({word}), word)
     figure = _key(float(word)) if "." in word else str(int(word))
-    plain = Number(place, place + 1, word, frozenset({figure}), figure)
+    # Python 3.10 is not Python 3.1; 0.50 of something is 0.5 of it.
+    keys = {figure, word} if "." in word else {figure}
+    if figure != word and "." in word and _follows_a_name(sentence, place):
+        keys = {word}
+    plain = Number(place, place + 1, word, frozenset(keys), figure)
     after, gap = _word(sentence, place + 1), _gap(sentence, place + 1)
     if gap == "" and after in {"st", "nd", "rd", "th", "s"}:
         return Number(place, place + 2, word, plain.keys, figure)
-    scale = after if after in _SCALES and gap in {*JOINED, ""} else ""
+    scale = after if after in SCALES and gap in {*JOINED, ""} else ""
     if gap == "":
         money = _word(sentence, place - 1) in CURRENCIES and not sentence[place].gap
         scale = scale or _SHORT_SCALES.get(after, "million" if after == "m" and money else "")
     if not scale:
         return plain
-    value = _key(float(word) * _SCALES[scale])
-    return Number(place, place + 2, word, frozenset({figure, value}), value, f"scale {scale}")
+    value = _key(float(word) * SCALES[scale])
+    keys = frozenset({figure, word.lstrip("0"), value})
+    return Number(place, place + 2, word, keys, value, f"scale {scale}")
+
+
+def _follows_a_name(sentence: Sentence, place: int) -> bool:
+    """Whether what is before a number and what is after it make it a version: no amount."""
+    before, after = _word(sentence, place - 1), _word(sentence, place + 1)
+    if not before or sentence[place].gap not in {*JOINED, ""} or before in CURRENCIES:
+        return False
+    if before in _VERSIONS:
+        return True
+    named = sentence[place - 1].word[0].isupper() and before not in HEDGES
+    return named and not (after in SCALES or after == "per" or unit_of(after))
 
 
 def _spoken(sentence: Sentence, start: int) -> Number | None:
@@ -199,16 +215,16 @@ def _spoken(sentence: Sentence, start: int) -> Number | None:
         if low == "and" and current >= 100 and _word(sentence, place + 1) in _CARDINALS:
             place += 1
             continue
-        value = _CARDINALS.get(low, _ORDINALS.get(low))
+        value = _CARDINALS.get(low, ORDINALS.get(low))
         if value is not None:
             if current % 100 and not (tens and 0 < value < 10):
                 break
             current += value
-            tens, ordinal, scale = value >= 20, low in _ORDINALS, ""
+            tens, ordinal, scale = value >= 20, low in ORDINALS, ""
         elif low == "hundred" and current < 10:
             current, tens, scale = 100 * (current or 1), False, ""
-        elif low in _SCALES and (current or place == start):
-            total += (current or 1) * _SCALES[low]
+        elif low in SCALES and (current or place == start):
+            total += (current or 1) * SCALES[low]
             current, tens, scale = 0, False, low
         else:
             break
@@ -217,8 +233,8 @@ def _spoken(sentence: Sentence, start: int) -> Number | None:
         return None
     value = total + current
     words = [token.word for token in sentence[start:place]]
-    figure = value // _SCALES[scale] if scale else value
-    one_scale = bool(scale) and figure < 1000 and value % _SCALES[scale] == 0
+    figure = value // SCALES[scale] if scale else value
+    one_scale = bool(scale) and figure < 1000 and value % SCALES[scale] == 0
     return Number(
         start,
         place,
@@ -231,25 +247,48 @@ def _spoken(sentence: Sentence, start: int) -> Number | None:
     )
 
 
+def _with_sign(sentence: Sentence, number: Number) -> Number:
+    """The number, negative if a minus is in front of it; in either way where that is open."""
+    place = number.place
+    if _word(sentence, place - 1) in CURRENCIES and not sentence[place].gap:
+        place -= 1
+    before, gap = _word(sentence, place - 1), sentence[place].gap
+    gap = gap if before else f" {gap}"
+    counted = before[:1].isdecimal() or before in _CARDINALS
+    spoken = before in NEGATIVE and not _word(sentence, place - 2)[:1].isdecimal()
+    negative = {f"-{key}" for key in number.keys}
+    if (spoken and gap in JOINED) or (_TO_MINUS if counted else _MINUS).search(gap):
+        shown, value = f"-{number.shown}", f"-{number.value}"
+        return replace(number, shown=shown, value=value, keys=frozenset(negative))
+    glued = gap in {"-", "−", "–"} and before.isalpha()
+    below = "below" in (_word(sentence, number.end + n) for n in range(4))
+    return replace(number, keys=number.keys | negative) if glued or below else number
+
+
 def _with_unit(sentence: Sentence, number: Number) -> Number:
     """The number with the currency in front of it, or the unit behind it."""
-    place = number.place - 1
-    unit = UNITS[_word(sentence, place)] if _word(sentence, place) in CURRENCIES else ""
-    if not unit and _gap(sentence, number.end) in {*JOINED, ""}:
-        place = number.end
-        while _word(sentence, place) in _MODIFIERS:
-            place += 1
-        word = sentence[place].word
-        if (word, _word(sentence, place + 1)) == ("per", "cent"):
-            unit = "percent"
-        elif word not in {"M", "L", "G", "T"}:
-            unit = UNITS.get(word.casefold(), "")
-    if not unit:
+    place = end = number.place - 1
+    unit = unit_of(sentence[place].word) if _word(sentence, place) in CURRENCIES else None
+    if unit is None and _gap(sentence, number.end) in {*JOINED, ""}:
+        place = end = number.end
+        while _word(sentence, end) in _MODIFIERS:
+            place = end = end + 1
+        if (_word(sentence, end), _word(sentence, end + 1)) == ("per", "cent"):
+            unit, end = unit_of("%"), end + 1
+        elif end < len(sentence):
+            unit = unit_of(sentence[end].word)
+    if unit is None:
         return number
-    shown = sentence[place].word
+    name, after = unit.name, _word(sentence, end + 1)
+    if name == "degree" and after in DEGREES:
+        name, end = f"degree {DEGREES[after]}", end + 1
+    elif name == PERCENT and after in {"point", "points"}:
+        name, end = "percentage point", end + 1
+    first, *rest = sentence[place : end + 1]
     return replace(
         number,
-        unit=f"unit {unit}",
-        unit_shown="per cent" if shown == "per" else shown,
+        unit=name,
+        unit_shown=first.word + "".join(token.gap + token.word for token in rest),
         unit_place=place,
+        unit_end=end + 1,
     )

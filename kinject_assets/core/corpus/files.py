@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from kinject_assets import config
 from kinject_assets.config import Files
 from kinject_assets.core.corpus.articles import Section, make_article
 from kinject_assets.core.errors import SourceError
@@ -329,7 +330,7 @@ class _Reader:
 
 
 def list_files(settings: Files, base_folder: Path) -> list[Path]:
-    """Files that a source reads, sorted.
+    """Files that a source reads, sorted; what kinject itself writes below the folder is none.
 
     Raises:
         SourceError: If the folder is missing, or a pattern is none.
@@ -337,9 +338,16 @@ def list_files(settings: Files, base_folder: Path) -> list[Path]:
     folder = base_folder / settings.folder
     if not folder.is_dir():
         raise SourceError(f"{folder}: no such folder. Set `folder` of the source in the profile.")
+    own = config.base_folder().resolve()
+    inside = own.is_relative_to(folder.resolve())
     try:
         return sorted(
-            {p for pattern in settings.patterns for p in folder.glob(pattern) if p.is_file()}
+            {
+                path
+                for pattern in settings.patterns
+                for path in folder.glob(pattern)
+                if path.is_file() and not (inside and path.resolve().is_relative_to(own))
+            }
         )
     except (ValueError, NotImplementedError) as error:
         raise SourceError(

@@ -216,9 +216,12 @@ class Reckoner:
                 for name in names
             )
         else:
-            retrieves = cell.asset in {METHODS["rag"], METHODS["ft_rag"]}
             scoring = profile.scoring
-            read = self.answering(corpus, scoring.shots, scoring.k if retrieves else (0,))
+            if cell.asset in {METHODS["rag"], METHODS["ft_rag"]}:
+                retrievers = profile.retrieval.answering(profile.corpora[corpus].exam.kind)
+                read = self.answering(corpus, scoring.shots, scoring.k, len(retrievers))
+            else:
+                read = self.answering(corpus, scoring.shots, (0,))
         return [self._piece(cell, self.sizes[model], trained, read, model, method)]
 
     def _piece(
@@ -280,7 +283,8 @@ class Reckoner:
         if augmentation := self.plan.profile.recipe_augmentation(recipe):
             each = text * self.assume.text_length(augmentation) + ends
             written = spec.n_paraphrases * each
-        return text + ends + written
+        share = self.plan.profile.recipe_training(recipe).replay_share
+        return (text + ends + written) / (1 - share)
 
     def _checkpoint(self, corpus: str, model: str, recipe: str) -> Mapping[str, Any] | None:
         """What the manifest of a checkpoint counts, where it was made."""
@@ -366,13 +370,16 @@ class Reckoner:
             return 1.0
         return min(1.0, value(size.askable) / max(1, value(size.questions)))
 
-    def answering(self, corpus: str, shots: Sequence[int], k: Sequence[int]) -> float:
-        """Tokens read to answer an exam under every shots with every k.
+    def answering(
+        self, corpus: str, shots: Sequence[int], k: Sequence[int], retrievers: int = 1
+    ) -> float:
+        """Tokens read to answer an exam under every shots with every k of every retriever.
 
         With `hf-prefix` and `vllm` the shots are read once, each question's chunks once for all k,
         its stem once for all orders of its options, and the chunk that questions were written on
-        once for all of these, as if it came first for each; what else they have in common counts
-        for each. With `hf` every prompt is read, for each option that differs in what is read.
+        once for all of these, as if it came first for each; what else they have in common, also
+        chunks that several retrievers bring, counts for each. With `hf` every prompt is read, for
+        each option that differs in what is read.
         """
         found, letters = self.materials[corpus], self._letters
         tests = value(found.size.test)
@@ -386,11 +393,12 @@ class Reckoner:
             if self._shares:
                 chunks = max(k) - 1 + self._first_chunk(corpus) if max(k) else 0.0
                 each = chunks * chunk + len(k) * (stem + orders * (ending + scored))
-                total += n * solved + tests * each
+                total += n * solved + tests * each * retrievers
             else:
                 inputs = 1 if letters else found.options
                 prompts = (n * solved + chunks * chunk + stem + ending for chunks in k)
-                total += sum(tests * orders * (inputs * prompt + scored) for prompt in prompts)
+                each = sum(orders * (inputs * prompt + scored) for prompt in prompts)
+                total += tests * each * retrievers
         return total
 
     def probing(self, corpus: str) -> float:

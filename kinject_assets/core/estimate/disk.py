@@ -10,7 +10,7 @@ from kinject_assets.core.estimate.compute import DTYPE_BYTES, Reckoner
 from kinject_assets.core.estimate.corpora import Material, Unknown, value
 from kinject_assets.core.estimate.requests import Requests
 from kinject_assets.core.estimate.spent import LEDGER, LOG, stage_of
-from kinject_assets.core.plan import METHODS, Plan
+from kinject_assets.core.plan import FIGURES, METHODS, Plan
 from kinject_assets.core.store import Cell
 
 FLOAT32 = 4
@@ -82,6 +82,9 @@ class DiskReckoner:
                 return 2 * len(self.plan.cells) * self.assume("report_bytes")
             case "claims" | "lineage_audit":
                 return 0.0
+            case asset if asset in FIGURES:
+                # Its pictures weigh about what the report does, which holds them, too.
+                return len(self.plan.cells) * self.assume("report_bytes")
             case "checkpoint":
                 return self._checkpoint(cell)
             case "damage":
@@ -107,7 +110,9 @@ class DiskReckoner:
                 vector = self.reckoner.encoder.dimension * FLOAT32 + CHUNK_ID_BYTES
                 return value(size.chunks) * vector
             case "retrieved":
-                found = value(size.questions) * self.plan.profile.retrieval.depth
+                retrieval = self.plan.profile.retrieval
+                exam = self.plan.profile.corpora[cell.parts[0]].exam.kind
+                found = value(size.questions) * retrieval.depth * len(retrieval.ranking(exam))
                 return rows + found * RETRIEVED_BYTES
             case _:
                 return rows + value(size.questions) * self.assume("answer_bytes")
@@ -125,7 +130,10 @@ class DiskReckoner:
             )
         if cell.asset not in methods:
             return 0
-        k = len(profile.scoring.k) if "rag" in methods[cell.asset] else 1
+        k = 1
+        if "rag" in methods[cell.asset]:
+            exam = profile.corpora[cell.parts[0]].exam.kind
+            k = len(profile.scoring.k) * len(profile.retrieval.answering(exam))
         tests = self.materials[cell.parts[0]].size.test.value or 0
         return tests * k * len(profile.scoring.shots)
 

@@ -7,9 +7,10 @@ figures. They read words, not meaning: what they let through is for `exams.verif
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property, lru_cache
+from itertools import pairwise
 
 from kinject_assets.core.corpus.chunking import spaceless
 from kinject_assets.core.exams.wording import (
@@ -22,6 +23,7 @@ from kinject_assets.core.exams.wording import (
     sentences,
     stems,
     terms,
+    told_apart,
     words,
 )
 
@@ -62,6 +64,10 @@ same answer must share for the two to ask the same."""
 EVIDENCE = 0.6
 """The same, of words that the other's sentence of the chunk holds."""
 
+MOST_PLACES = 100
+"""Places of an option in a sentence that are looked at: a sentence has a few, a list of a hundred
+thousand characters may have more than there is time for."""
+
 NEAR_DUPLICATE = 0.9
 """Jaccard similarity of two questions' words from which they ask the same, whatever the rest."""
 
@@ -99,6 +105,18 @@ class Item:
         """Whether the options list the same things in different orders: then that is the point."""
         lists = [_listed(option) for option in self.options]
         return any(found is not None and lists.count(found) > 2 for found in lists)
+
+    @cached_property
+    def cased(self) -> bool:
+        """Whether most options differ in case alone: then that is the point."""
+        alike = [plain(option).casefold() for option in self.options]
+        return any(alike.count(found) > 2 for found in alike)
+
+    def same(self, a: str, b: str) -> bool:
+        """Whether two of its options are one answer."""
+        if self.cased and plain(a) != plain(b):
+            return False
+        return says_the_same(a, b, self.ordered)
 
     @cached_property
     def asked(self) -> frozenset[str]:
@@ -165,34 +183,42 @@ def form(item: Item, options: int) -> str | None:
 
 def distinct(item: Item) -> str | None:
     """Whether every option is another answer, two wrong ones included."""
-    if len({tuple(term.key for term in terms(text)) for text in item.options}) < len(item.options):
-        return "options are not distinct"
-    wrong = item.wrong
-    for place, option in enumerate(wrong):
-        if any(says_the_same(option, other, item.ordered) for other in wrong[:place]):
-            return "options are not distinct"
+    spelt = [[term.key for term in terms(option)] for option in item.options]
+    for place, option in enumerate(item.options):
+        for before, other in enumerate(item.options[:place]):
+            # The right option in other words is for `single` to find.
+            counts = item.answer not in (place, before) or spelt[place] == spelt[before]
+            if counts and item.same(option, other):
+                return "options are not distinct"
     return None
 
 
 def single(item: Item) -> str | None:
     """Whether no wrong option says the same as the right one, or holds it."""
     for option in item.wrong:
-        if says_the_same(option, item.gold, item.ordered):
+        if item.same(option, item.gold):
             return "two options are right: they say the same"
-        if _rewords(option, item.gold, item.passage):
+        if not told_apart(option, item.gold) and _rewords(option, item.gold, item.passage):
             return "two options are right: one holds the other"
     return None
 
 
 def alone(item: Item) -> str | None:
     """Whether the passage does not state a wrong option in one breath with the right one."""
-    if not item.passage or _CHOOSES.search(item.stem):
-        return None
     best = item.evidence
     if best is None:
         return None
-    if any(_together(best.text, item.gold, option) for option in item.wrong):
-        return "two options are right: the chunk names both together"
+    pieces = _PIECE.findall(best.text)
+    low = [piece.casefold() for piece in pieces]
+    shared = _shared_words(item.stem, low)
+    if shared is None:
+        return None
+    gold = _places(low, item.gold)
+    for option in item.wrong:
+        for (start, end), (then, stop) in _neighbours(gold, _places(low, option)):
+            chosen = any(first >= start - 1 and last <= stop + 2 for first, last in shared)
+            if not chosen and _coordinated(pieces, end, then, stop):
+                return "two options are right: the chunk names both together"
     return None
 
 
@@ -282,12 +308,13 @@ def _keys(text: str) -> tuple[str, ...]:
 def says_the_same(a: str, b: str, ordered: bool = False) -> bool:
     """Whether two options are one answer in two spellings; lists in any order unless `ordered`."""
     first, second = _keys(a), _keys(b)
-    if first == second:
-        return True
     joined = "".join(first)
-    if joined == "".join(second) and joined.isalpha():
-        return True  # Wal-Mart and Walmart
-    return not ordered and _listed(a) is not None and _listed(a) == _listed(b)
+    same = (
+        first == second
+        or (joined == "".join(second) and joined.isalpha())  # Wal-Mart and Walmart
+        or (not ordered and _listed(a) is not None and _listed(a) == _listed(b))
+    )
+    return same and not told_apart(a, b)
 
 
 @lru_cache(maxsize=1 << 14)
@@ -300,9 +327,9 @@ def _listed(text: str) -> frozenset[tuple[str, ...]] | None:
 
 _CHANGING = frozenset(
     "non not no never without anti un half great step ex former vice deputy assistant semi quasi "
-    "pseudo sub pre post".split()
+    "pseudo sub pre post - + ± < > ≤ ≥ ≠".split()
 )
-"""Words that make something else of the word after them."""
+"""Words and signs that make something else of what is after them."""
 
 _PREPOSITIONS = frozenset(
     "of with in for from by to on at without under over between against than".split()
@@ -475,13 +502,14 @@ def _outdone(item: Item) -> bool:
 
 
 _CHOOSES = re.compile(
-    r"\b(?:first|last|second|third|final|only|other|another|besides|except|apart|addition|along|"
-    r"together|respectively|most(?!\s+of)|least|more|less|worst|two|three|four|both|all|before|"
-    r"after|(?!(?:\w*west|forest|\w*quest|\w+terest|protest|guest|contest|harvest|arrest|priest|"
-    r"chest|\w*test)\b)\w+est)\b",
-    re.IGNORECASE,
+    r"(?:first|last|second|third|final|only|other|another|besides|except|apart|addition|along|"
+    r"together|respectively|most|least|more|less|worst|two|three|four|both|all|before|after|"
+    r"(?!\w*west|forest|\w*quest|\w+terest|protest|guest|contest|harvest|arrest|priest|chest|"
+    r"\w*test)\w+est)(?:-(?:\w+est|named|placed|born))?"
 )
 """Words with which a question picks one of several things named together."""
+
+_COUNTS = frozenset({("at", "least"), ("at", "most"), ("more", "than"), ("less", "than")})
 
 _PIECE = re.compile(r"[^\W_]+(?:['’.\-·][^\W_]+)*|[,;()&]|[$£€¥%]")
 _AND = frozenset({"and", "or", "&", "nor", "plus"})
@@ -491,27 +519,81 @@ _BREAKS = frozenset(
 )
 _ADDED = frozenset("of with from in at on near".split())
 _DETERMINERS = frozenset("the a an his her its their".split())
+_CIRCUMSTANCES = [[word] for word in "in at on during for from by with of to since".split()]
 _SINGULAR = frozenset("was is has had became did does would will".split())
 
 
-def _together(sentence: str, gold: str, option: str) -> bool:
-    """Whether a sentence lists two options side by side, or gives one as the other's other name."""
-    pieces = _PIECE.findall(sentence)
-    low = [piece.casefold() for piece in pieces]
-    for left, right in ((gold, option), (option, gold)):
-        for _, end in _places(low, left):
-            for start, stop in _places(low, right):
-                if end <= start and _coordinated(pieces, end, start, stop):
-                    return True
-    return False
+def _shared_words(stem: str, low: Sequence[str]) -> list[tuple[int, int]] | None:
+    """Where a sentence has a question's choosing words as the question has them.
+
+    Such a word picks nothing: who won *the final* is all that the sentence says won the final. One
+    beside the options may be said of one of them: Rome, *the first capital*, and Turin.
+
+    Args:
+        stem: The question.
+        low: The sentence's pieces, case folded.
+
+    Returns:
+        End of the first place and start of the last place of each such word that may be said of an
+        option; `None` if the question picks with another word.
+    """
+    asked = _PIECE.findall(stem)
+    found: list[tuple[int, int]] = []
+    for n, word in enumerate(asked):
+        before, after = asked[n - 1 : n], asked[n + 1 : n + 2]
+        name = n > 0 and word[0].isupper() and not stem.isupper()  # the First World War
+        amount = {(*before, word), (word, *after)} & _COUNTS or (word, *after) == ("most", "of")
+        if name or amount or not _CHOOSES.fullmatch(word.casefold()):
+            continue
+        end = n + 1
+        while end < len(asked) and asked[end].casefold() in _DETERMINERS:
+            end += 1
+        alone = not after or not after[0][0].isalnum()
+        phrase = [*before, word] if alone else asked[n : end + 1]
+        places = _places(low, " ".join(phrase))
+        if not places:
+            return None
+        if not any(_circumstance(low, start, word.casefold()) for start, _ in places):
+            found.append((places[0][1], places[-1][0]))
+    return found
 
 
-def _places(low: list[str], option: str) -> list[tuple[int, int]]:
+def _circumstance(low: Sequence[str], start: int, word: str) -> bool:
+    """Whether a phrase says when or where, and so is not said of what stands beside it."""
+    while start and low[start - 1] in _DETERMINERS:
+        start -= 1
+    return word in {"before", "after"} or low[start - 1 : start] in _CIRCUMSTANCES
+
+
+def _neighbours(
+    gold: Sequence[tuple[int, int]], option: Sequence[tuple[int, int]]
+) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
+    """Places of one and of the other that follow each other, in their order.
+
+    None is between them, so that all the stretches together are no longer than the sentence.
+    """
+    found = sorted([(place, 0) for place in gold] + [(place, 1) for place in option])
+    for (left, one), (right, other) in pairwise(found):
+        if one != other and left[1] <= right[0]:
+            yield left, right
+
+
+def _places(low: Sequence[str], option: str) -> list[tuple[int, int]]:
+    """Start and end of the first places where a sentence has an option."""
     wanted = [piece.casefold() for piece in _PIECE.findall(option)]
     while wanted and wanted[0] in {"the", "a", "an", "in", "at"}:
         wanted = wanted[1:]
-    n = len(wanted)
-    return [(p, p + n) for p in range(len(low) - n + 1) if n and low[p : p + n] == wanted]
+    found: list[tuple[int, int]] = []
+    place = -1
+    # list.index finds the next place of the first word far sooner than a look at every place.
+    while wanted and len(found) < MOST_PLACES:
+        try:
+            place = low.index(wanted[0], place + 1)
+        except ValueError:
+            break
+        if low[place : place + len(wanted)] == wanted:
+            found.append((place, place + len(wanted)))
+    return found
 
 
 def _coordinated(pieces: list[str], end: int, start: int, stop: int) -> bool:
@@ -696,7 +778,7 @@ def _same_answer(a: str, b: str) -> bool:
     if says_the_same(a, b):
         return True
     first, second = stems(content(a)), stems(content(b))
-    if not first or not second:
+    if not first or not second or told_apart(a, b):
         return False
     return first <= second or second <= first
 

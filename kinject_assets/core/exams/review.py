@@ -369,13 +369,25 @@ def write_review(path: Path, exam: Reviewable) -> int:
     return len(exam.questions)
 
 
-_FORMULA = re.compile(r"[=+\-@\t\r]")
+_FORMULA = re.compile(r"\s*[=+\-@＝＋－＠]|[\t\r\n]")
+"""What begins a formula, whatever language the spreadsheet speaks."""
+
+_MONTH = (
+    "jan jän gennaio enero feb fev fév mar mär mrz maart apr avr abr may mai maj mei maggio jun "
+    "juin giugno jul juil luglio aug aoû ago sep settembre setembro oct okt ottobre outubro nov "
+    "dec déc dez dicembre diciembre desember янв фев мар апр мая май июн июл авг сен окт ноя дек"
+).replace(" ", "|")
+"""Beginnings of months in the languages that spreadsheets are used in most."""
+
 _VALUE = re.compile(
     r"(?=.*\d)(?!(?:0|[1-9]\d{0,14})$)[\s\d.,:/%$£€()+\-eE]+$"
-    r"|(?=.*\d)\d{0,4}[\s./-]*(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*\.?[\s.,/\d-]*$"
-    r"|\d[\d:.]*\s*[ap]m$|(?:true|false)$",
+    rf"|(?=.*\d)\d{{0,4}}[\s./-]*(?:de\s+)?(?:{_MONTH})[^\W\d_]*\.?(?:\s+de\b)?[\s.,/\d-]*$"
+    r"|(?:\d+\s*[年月日년월일]\s*)+$|\d[\d:.]*\s*[ap]m$"
+    r"|(?:true|false|wahr|falsch|vrai|faux|verdadero|verdadeiro|falso|vero|waar|onwaar|prawda|fałsz|"
+    r"sant|falskt|истина|ложь)$",
     re.IGNORECASE,
 )
+"""A number, date, time or truth value that a spreadsheet may write in another way."""
 
 
 def _touchy(text: str) -> bool:

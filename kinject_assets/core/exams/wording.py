@@ -7,11 +7,25 @@ what the lists know; other scripts are compared word by word.
 
 import re
 import unicodedata
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 
+from kinject_assets.core.augmentation.facts import full_years
+from kinject_assets.core.augmentation.numbers import roman
 from kinject_assets.core.corpus.chunking import sentences as split_sentences
+from kinject_assets.core.quantities import (
+    DEGREES,
+    HEDGES,
+    MONTHS,
+    NEGATIVE,
+    ONES,
+    ORDINALS,
+    SCALES,
+    TENS,
+    unit_of,
+)
 
 FUNCTION_WORDS = frozenset(
     "a an and are as at be been being but by did do does for from had has have he her hers him his "
@@ -20,12 +34,6 @@ FUNCTION_WORDS = frozenset(
     "whose why will with would you your also not no about upon between during within".split()
 )
 """Words that carry no fact of their own."""
-
-HEDGES = frozenset(
-    "about around approximately roughly circa almost nearly over more than under less fewer at "
-    "least most some only just up as many much".split()
-)
-"""Words before a number that leave it the number it is."""
 
 TITLES = frozenset(
     "mr mrs ms dr doctor prof professor sir lady lord saint st president chancellor king queen "
@@ -55,90 +63,11 @@ ABBREVIATIONS = {
     "&": "and",
 }
 
-_SMALL = {
-    word: n
-    for n, word in enumerate(
-        "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen "
-        "fifteen sixteen seventeen eighteen nineteen".split()
-    )
-}
-_TENS = {
-    word: 10 * n
-    for n, word in enumerate(
-        "twenty thirty forty fifty sixty seventy eighty ninety".split(), start=2
-    )
-}
-_SPELLED = frozenset(_SMALL) | frozenset(_TENS)
-_SCALES = {"thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
+_SPELLED = ONES.keys() | TENS.keys()
 _LOOSE = {"dozen": 12.0, "half": 0.5}
-_ORDINALS = {
-    word: n
-    for n, word in enumerate(
-        "first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth".split(),
-        start=1,
-    )
-}
-
-_UNITS: dict[str, tuple[str, float]] = {}
-for _names, _base, _factor in (
-    ("mm millimetre millimeter", "m", 0.001),
-    ("cm centimetre centimeter", "m", 0.01),
-    ("m metre meter", "m", 1),
-    ("km kilometre kilometer", "m", 1000),
-    ("mi mile", "m", 1609.344),
-    ("ft foot feet", "m", 0.3048),
-    ("in inch inche", "m", 0.0254),
-    ("mg milligram", "g", 0.001),
-    ("g gram gramme", "g", 1),
-    ("kg kilogram kilo", "g", 1000),
-    ("t tonne ton", "g", 10**6),
-    ("second sec", "s", 1),
-    ("minute min", "s", 60),
-    ("hour hr", "s", 3600),
-    ("day", "s", 86400),
-    ("week", "s", 604800),
-    ("month", "month", 1),
-    ("year yr", "month", 12),
-    ("decade", "month", 120),
-    ("century centurie", "month", 1200),
-    ("% percent pct", "%", 1),
-    ("hp bhp horsepower", "hp", 1),
-    ("kw kilowatt", "w", 1000),
-    ("mw megawatt", "w", 10**6),
-    ("l litre liter", "l", 1),
-    ("ml millilitre milliliter", "l", 0.001),
-    ("cc", "cc", 1),
-    ("mph", "mph", 1),
-    ("kph", "kph", 1),
-    ("$ usd dollar", "$", 1),
-    ("£ gbp pound", "£", 1),
-    ("€ eur euro", "€", 1),
-    ("¥ yen", "¥", 1),
-):
-    _UNITS |= dict.fromkeys(_names.split(), (_base, float(_factor)))
-
-_MONTHS = {
-    name: n
-    for n, names in enumerate(
-        (
-            "january jan",
-            "february feb",
-            "march mar",
-            "april apr",
-            "may",
-            "june jun",
-            "july jul",
-            "august aug",
-            "september sept sep",
-            "october oct",
-            "november nov",
-            "december dec",
-        ),
-        start=1,
-    )
-    for name in names.split()
-}
-_MONTH_NAMES = {n: name for name, n in reversed(_MONTHS.items())}
+_MONEY = frozenset("$£€¥₹")
+_MONTHS = {name: n for n, name in enumerate(MONTHS, start=1)}
+_MONTHS |= {name[:3]: n for name, n in _MONTHS.items()} | {"sept": 9}
 
 
 @dataclass(frozen=True)
@@ -180,19 +109,22 @@ def _bare(text: str) -> str:
 _POSSESSIVE = re.compile(r"(?<=\w)['’]s?(?!\w)")
 _INITIALS = re.compile(r"\b(?:[A-Za-z]\.){2,}")
 _SPEED = re.compile(r"\b(?:mi|miles|km|kilomet(?:re|er)s)\s?(?:/\s?h|per hour)\b")
-_ISO_DATE = re.compile(r"\b(\d{4})-(\d\d)-(\d\d)\b")
+_ISO_DATE = re.compile(r"\b(\d{4})-(0[1-9]|1[0-2])-(\d\d)\b")
+_POWER = re.compile(r"(?<=\d)(?=[⁻⁰¹²³⁴-⁹])")
+_NOUGHT = re.compile(r"[1-9]\d*\.\d*[1-9]0+", re.ASCII)
 
 
 def _tokens(text: str) -> list[str]:
     """Words, numbers and telling signs, with their case; full stops and the like are left out."""
-    text = _bare(text)
+    text = _bare(_POWER.sub("^", text))
     text = _POSSESSIVE.sub("", text)
     text = _INITIALS.sub(lambda match: match[0].replace(".", ""), text)
-    text = _ISO_DATE.sub(lambda m: f"{int(m[3])} {_MONTH_NAMES.get(int(m[2]), m[2])} {m[1]}", text)
+    text = _ISO_DATE.sub(lambda m: f"{int(m[3])} {MONTHS[int(m[2]) - 1]} {m[1]}", text)
+    text = full_years(text)
     text = re.sub(r"\bUS\$", "$", text)
     text = _SPEED.sub(lambda match: "mph" if match[0][1] == "i" else "kph", text)
     text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text)
-    text = re.sub(r"(?<=\d)\s?[–—-]\s?(?=\d)", " to ", text)
+    text = re.sub(r"(?<=\d)\s?[–—-]\s?(?=[-−]?\d)", " to ", text)
     found: list[str] = []
     current = ""
     for place, character in enumerate(text):
@@ -207,11 +139,12 @@ def _tokens(text: str) -> list[str]:
         if current:
             found.append(current)
             current = ""
-        sign = character in "-−" and after.isdigit() and not before.isalnum()
+        counted = after.isdigit() or (after and unicodedata.category(after) == "Sc")
+        sign = character in "-−–" and counted and not before.isalnum()
         ion = character in "-−" and before.isalnum() and not after.isalnum()
         if sign or ion:
             found.append("-")
-        elif group == "S" or character in "%&#*/@":
+        elif (group == "S" and character != "`") or character in "%&#*/@":
             found.append(character)
     return [*found, current] if current else found
 
@@ -295,17 +228,15 @@ class _Reader:
             year, end = then, end + 1
         self.place = end
         key = f"{year or '----'}-{month:02d}" + (f"-{day:02d}" if day else "")
-        parts = (str(day or ""), _MONTH_NAMES[month], str(year or ""))
+        parts = (str(day or ""), MONTHS[month - 1], str(year or ""))
         self.terms.append(Term(key, tuple(filter(None, parts)), "date", True))
         return True
 
     def _cardinal(self, start: int) -> tuple[float, int] | None:
         """A number that starts here, in digits or words, and the place after it, or `None`."""
         total, current, place = 0.0, 0.0, start
-        spelled, anew = (
-            True,
-            True,
-        )  # whether words may go on with it; whether none did since a scale
+        # Whether words may go on with it; whether none did since a scale.
+        spelled, anew = True, True
         while place < len(self.low):
             word = self.low[place]
             tens = spelled and current % 100 == 0
@@ -313,16 +244,16 @@ class _Reader:
             value = _number(word)
             if value is not None and place == start:
                 current, spelled = value, False
-            elif word in _SMALL and (tens or (ones and _SMALL[word] < 10)):
-                current += _SMALL[word]
-            elif word in _TENS and tens:
-                current += _TENS[word]
+            elif word in ONES and (tens or (ones and ONES[word] < 10)):
+                current += ONES[word]
+            elif word in TENS and tens:
+                current += TENS[word]
             elif word in _LOOSE and place == start:
                 current, spelled = _LOOSE[word], False
             elif word == "hundred":
                 current, spelled = (1.0 if anew else current) * 100, True
-            elif word in _SCALES:
-                total += (1.0 if anew else current) * _SCALES[word]
+            elif word in SCALES:
+                total += (1.0 if anew else current) * SCALES[word]
                 current, spelled, anew = 0.0, True, True
                 place += 1
                 continue
@@ -339,9 +270,9 @@ class _Reader:
 
     def _quantity(self) -> bool:
         start = self.place
-        ordinal = re.fullmatch(r"(\d+)(?:st|nd|rd|th)", self._at(start), re.ASCII)
-        if ordinal or self._at(start) in _ORDINALS:
-            n = int(ordinal[1]) if ordinal else _ORDINALS[self._at(start)]
+        ordinal = re.fullmatch(r"(\d{1,15})(?:st|nd|rd|th)", self._at(start), re.ASCII)
+        if ordinal or self._at(start) in ORDINALS:
+            n = int(ordinal[1]) if ordinal else ORDINALS[self._at(start)]
             self.place += 1
             if self._at(self.place) in {"century", "centuries"}:
                 self.place += 1
@@ -353,46 +284,56 @@ class _Reader:
             self.place += 1
             self.terms.append(Term(f"{decade[1]}s", (f"{decade[1]}s",), "date", True))
             return True
-        glued = re.fullmatch(r"(\d+(?:\.\d+)?)([a-z]+)", self._at(start), re.ASCII)
-        if glued and glued[2] in _UNITS:
-            base, factor = _UNITS[glued[2]]
-            self._quantified(float(glued[1]), base, factor, start + 1)
+        glued = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,9})?)([^\W\d_]+)", self.tokens[start])
+        if glued and (unit := unit_of(glued[2])):
+            self._quantified(float(glued[1]), unit.base, unit.factor, start + 1)
             return True
-        money = self._at(start) in _UNITS and _UNITS[self._at(start)][0] in "$£€¥"
-        minus = self._at(start) == "-"
-        found = self._cardinal(start + 1 if money or minus else start)
+        minus = self._at(start) == "-" or self._at(start) in NEGATIVE
+        place = start + minus
+        currency = unit_of(self._at(place))
+        money = currency is not None and currency.base in _MONEY
+        found = self._cardinal(place + money)
         if found is None:
             return False
         value, end = found
         value = -value if minus else value
-        if money:
-            self._quantified(value, _UNITS[self._at(start)][0], 1.0, end)
+        if currency and money:
+            self._quantified(value, currency.base, 1.0, end)
             return True
         if value == 0.5 and self._at(start) == "half" and self._at(end) in {"a", "an"}:
             end += 1
-        unit = singular(self._at(end))
-        if unit == "per" and self._at(end + 1) == "cent":
-            self._quantified(value, "%", 1.0, end + 2)
-        elif self._at(end) in {"°", "degree", "degrees"}:
-            scale = self._at(end + 1)
-            celsius = {"c": "C", "celsius": "C", "f": "F", "fahrenheit": "F"}.get(scale, "")
-            self._quantified(value, f"°{celsius}", 1.0, end + 1 + bool(celsius))
+        unit = unit_of(self.tokens[end]) if end < len(self.tokens) else None
         # `in` is the inch where nothing follows ("10 in"), and else nearly always a preposition.
-        elif unit in _UNITS and (unit != "in" or end + 1 == len(self.low)):
-            base, factor = _UNITS[unit]
-            self._quantified(value, base, factor, end + 1)
+        if self._at(end) == "in" and end + 1 == len(self.low):
+            unit = unit_of("inch")
+        if self._at(end) == "per" and self._at(end + 1) == "cent":
+            self._quantified(value, "%", 1.0, end + 2)
+        elif unit and unit.name == "degree":
+            scale = DEGREES.get(self._at(end + 1), "")
+            self._quantified(value, f"°{scale}", 1.0, end + 1 + bool(scale))
+        elif unit:
+            self._quantified(value, unit.base, unit.factor, end + 1)
         else:
             self._quantified(value, "", 1.0, end)
         return True
 
     def _quantified(self, value: float, unit: str, factor: float, end: int) -> None:
+        written = next(filter(_NOUGHT.fullmatch, self.low[self.place : end]), "")
         self.place = end
-        key = f"{_shown(value * factor)}{unit}"
-        self.terms.append(Term(key, (key,), "number", True, (_shown(value),)))
+        # A bare 3.10 may be a version, which 3.1 is not.
+        bare = written and not unit and value == float(written)
+        key = written if bare else f"{_shown(value * factor)}{unit}"
+        also = (_shown(value), written) if written else (_shown(value),)
+        self.terms.append(Term(key, (key,), "number", True, also))
 
     def _word(self) -> None:
         token, low = self.tokens[self.place], self.low[self.place]
         self.place += 1
+        # World War II; a numeral after no name may be anything: an IV, XX chromosomes.
+        if self.place > 1 and self.tokens[self.place - 2][0].isupper():
+            for figure in roman(token):
+                self.terms.append(Term(figure, (figure,), "word", True))
+                return
         for word in ABBREVIATIONS.get(low, low).split():
             self.terms.append(Term(singular(word), (word,), "word", token[:1].isupper()))
 
@@ -417,6 +358,62 @@ def content(text: str) -> tuple[Term, ...]:
         elif word not in FUNCTION_WORDS and word not in HEDGES:
             kept.append(term)
     return tuple(kept)
+
+
+_CODE = re.compile(
+    r"^--?[^\W\d]|^[.$~/\\][^\W\d]|[^\W\d]\((?!s\))\S*\)$|\w_|_\w|\w\[|"
+    r"::|->|=>|[!=<>]=|&&|[\\{}<>|^]"
+)
+"""A piece of code or notation: a flag, a path, a call, an identifier, an operator."""
+
+_FORMULA = re.compile(r"(?:[A-Z][a-z]?\d*)+", re.ASCII)
+_ABOVE = re.compile(r"\b(?:over|more than|at least)\b", re.IGNORECASE)
+_BELOW = re.compile(r"\b(?:under|less than|fewer than|at most|up to)\b", re.IGNORECASE)
+
+
+def told_apart(a: str, b: str) -> bool:
+    """Whether texts with the same terms are two things, which case, a sign or a bound tells apart.
+
+    Case and signs count in code (`-v` and `-V`, `Foo()` and `foo()`), in chemical formulae (CO and
+    Co) and in letters that stand alone (k and K). In prose they do not (The Hague, the hague).
+    """
+    if (_ABOVE.search(a) and _BELOW.search(b)) or (_BELOW.search(a) and _ABOVE.search(b)):
+        return True
+    first, second = _pieces(a), _pieces(b)
+    alone = len(first) == len(second) == 1
+    twins: defaultdict[str, list[str]] = defaultdict(list)
+    for piece in second.keys() - first.keys():
+        twins[_bones(piece)].append(piece)
+    for piece in first.keys() - second.keys():
+        for twin in twins[_bones(piece)]:
+            letters = alone and len(piece) == len(twin) == 1
+            # The answer NO is more often No than nitric oxide.
+            formulae = (
+                _FORMULA.fullmatch(piece)
+                and _FORMULA.fullmatch(twin)
+                and piece.casefold() != "no"
+            )
+            if first[piece] or second[twin] or letters or formulae:
+                return True
+    return False
+
+
+@lru_cache(maxsize=1 << 12)
+def _pieces(text: str) -> dict[str, bool]:
+    """What stands between spaces, without marks of prose around it -> whether it is code."""
+    found: dict[str, bool] = {}
+    for word in text.split():
+        piece = word.strip("\"'“”‘’«»`,;:?").rstrip(".") or word
+        if piece.startswith("(") or piece.count("(") != piece.count(")"):
+            piece = piece.strip("()") or piece
+        code = _CODE.search(piece) is not None
+        found[piece.removesuffix("()") if code else piece.rstrip("!") or piece] = code
+    return found
+
+
+def _bones(piece: str) -> str:
+    """Letters and digits of a piece, case folded."""
+    return "".join(c for c in piece.casefold() if c.isalnum())
 
 
 def stems(found: Sequence[Term]) -> frozenset[str]:

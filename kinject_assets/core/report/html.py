@@ -5,9 +5,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kinject_assets.config import Profile, RecipeSpec
+from kinject_assets.config import Profile
 from kinject_assets.core.manifest import write_atomically
 from kinject_assets.core.report import plots
+from kinject_assets.core.report.figures import FIGURES, Source
 from kinject_assets.core.results.catalogue import METHOD_COLUMNS
 from kinject_assets.core.results.tables import fetch, with_interval
 from kinject_assets.core.schema import STRATA
@@ -39,7 +40,7 @@ _QUERIES: Mapping[str, str] = {
     "comparisons": """
         SELECT c.*, a.corpus, a.model, a.shots, a.method AS method_a, b.method AS method_b,
             a.recipe AS recipe_a, b.recipe AS recipe_b, a.k AS k_a, b.k AS k_b,
-            b.shots AS shots_b
+            b.shots AS shots_b, a.retriever AS retriever_a, b.retriever AS retriever_b
         FROM comparisons c JOIN conditions a ON a.condition_id = c.condition_a
             JOIN conditions b ON b.condition_id = c.condition_b
         WHERE stratum = 'all'
@@ -47,15 +48,17 @@ _QUERIES: Mapping[str, str] = {
     "gaps": """
         SELECT * FROM optimism WHERE main AND stratum = 'all'
         ORDER BY corpus, model, shots, method, recipe""",
-    "fixed": """
-        SELECT * FROM scores WHERE k_rule = 'fixed' AND main AND stratum = 'all'
-        ORDER BY corpus, model, shots, k, recipe""",
+    "chance": """
+        SELECT DISTINCT chance FROM scores
+        WHERE k_rule = 'fixed' AND main AND stratum = 'all' AND chance IS NOT NULL""",
     "strata": """
         SELECT * FROM scores WHERE k_rule = 'cross_fitted' AND main
             AND corpus IN (SELECT corpus FROM scores WHERE stratum <> 'all')
         ORDER BY corpus, model, shots, method, recipe, stratum""",
     "seeds": """
         SELECT * FROM pooled WHERE k_rule = 'cross_fitted' AND stratum = 'all'
+            AND (corpus, method, retriever, query)
+                IN (SELECT (corpus, method, retriever, query) FROM scores WHERE main)
         ORDER BY corpus, model, shots, method, recipe""",
     "collapsed": """
         SELECT corpus, model, method, recipe, shots, k, any_value(collapse) AS collapse,
@@ -69,14 +72,10 @@ _QUERIES: Mapping[str, str] = {
         SELECT count(DISTINCT condition_id) AS conditions, max(chosen) AS chosen
         FROM letter_bias""",
     "damage": """
-        SELECT corpus, model, recipe, probe, before, after, after - before AS change, n, lost, won
+        SELECT corpus, model, recipe, probe, before, after, after - before AS change, n, lost, won,
+            most_chosen_before, most_chosen_after, collapse_before, collapse_after
         FROM damage JOIN checkpoints USING (checkpoint_id)
         ORDER BY corpus, model, recipe, probe""",
-    "trials": """
-        SELECT corpus, model, recipe, trial, t.learning_rate, epoch, training_loss,
-            t.validation_loss, t.kept
-        FROM trials t JOIN checkpoints USING (checkpoint_id)
-        ORDER BY corpus, model, recipe, trial, epoch""",
     "checkpoints": "SELECT * FROM checkpoints ORDER BY corpus, model, recipe",
     "cost": """
         SELECT purpose, model, state, count(*) AS requests, sum(input_tokens) AS input_tokens,
@@ -146,36 +145,6 @@ def table_points(number: int, rows: Rows) -> dict[str, dict[str, plots.Point]]:
     }
 
 
-def _k_curves(fixed: Rows) -> dict[str, dict[str, dict[int, plots.Point]]]:
-    """Corpus -> model and shots -> K -> accuracy of base (K = 0) and RAG."""
-    found: dict[str, dict[str, dict[int, plots.Point]]] = defaultdict(lambda: defaultdict(dict))
-    for row in fixed:
-        if row["method"] in {"base", "rag"}:
-            name = f"{row['model']}, {row['shots']}-shot"
-            found[row["corpus"]][name][row["k"]] = _point(row)
-    return {
-        corpus: {name: points for name, points in curves.items() if max(points) > 0}
-        for corpus, curves in found.items()
-        if any(max(points) > 0 for points in curves.values())
-    }
-
-
-def _paraphrase_curves(fixed: Rows) -> dict[str, dict[str, dict[int, plots.Point]]]:
-    found: dict[str, dict[str, dict[int, plots.Point]]] = defaultdict(lambda: defaultdict(dict))
-    for row in fixed:
-        if row["method"] != "ft":
-            continue
-        spec = RecipeSpec.parse(row["recipe"])
-        name = f"{row['model']}, {row['shots']}-shot, {spec.method}"
-        points = found[row["corpus"]]
-        points[f"{name}, control" if spec.control_of else name][spec.n_paraphrases] = _point(row)
-    return {
-        corpus: dict(curves)
-        for corpus, curves in found.items()
-        if any(len(points) > 1 for points in curves.values())
-    }
-
-
 def _by_kind(scores: Rows) -> list[dict[str, Any]]:
     """A row a method of each triaged corpus, with its score on each kind of question."""
     found: dict[tuple[Any, ...], dict[str, Any]] = {}
@@ -189,56 +158,39 @@ def _by_kind(scores: Rows) -> list[dict[str, Any]]:
     ]
 
 
-def _chance(fixed: Rows, corpus: str | None = None) -> float | None:
-    values = {r["chance"] for r in fixed if corpus in (None, r["corpus"])} - {None}
-    return values.pop() if len(values) == 1 else None
+def _figures(
+    data: Mapping[str, Rows], database: Path, profile: Profile, references: Path | None
+) -> dict[str, list[dict[str, str]]]:
+    """Figure -> its pictures; `tables` are both tables as bars."""
+    found: dict[str, list[dict[str, str]]] = defaultdict(list)
 
+    def add(where: str, image: bytes | None, caption: str, notes: str = "") -> None:
+        uri = plots.data_uri(image) if image else ""
+        found[where].append({"uri": uri, "caption": caption, "notes": notes})
 
-def _figures(data: Mapping[str, Rows]) -> dict[str, list[dict[str, str]]]:
-    fixed = data["fixed"]
-    figures: dict[str, list[dict[str, str]]] = {
-        "tables": [],
-        "k": [],
-        "paraphrases": [],
-        "loss": [],
-    }
-
-    def add(where: str, image: bytes, caption: str) -> None:
-        figures[where].append({"uri": plots.data_uri(image), "caption": caption})
-
+    chances = {row["chance"] for row in data["chance"]}
     for number in (1, 2):
         if rows := data[f"table{number}"]:
             image = plots.table_bars(
-                table_points(number, rows), chance=_chance(fixed), title=f"Table {number}"
+                table_points(number, rows),
+                chance=chances.copy().pop() if len(chances) == 1 else None,
+                title=f"Table {number}",
             )
             add("tables", image, f"Table {number} as bars with 95 % Wilson intervals.")
-    for corpus, curves in _k_curves(fixed).items():
-        image = plots.accuracy_by_k(curves, chance=_chance(fixed, corpus), title=corpus)
-        add("k", image, f"Accuracy on {corpus} by K; K = 0 is the base model.")
-    for corpus, curves in _paraphrase_curves(fixed).items():
-        image = plots.accuracy_by_paraphrases(curves, chance=_chance(fixed, corpus), title=corpus)
-        add(
-            "paraphrases",
-            image,
-            f"Accuracy on {corpus} by paraphrases a chunk. The control repeats the same text for "
-            "as many steps and tokens.",
-        )
-    for name, losses in _losses(data["trials"]).items():
-        add("loss", plots.loss_curves(losses, title=name), f"Loss by epoch of {name}, kept trial.")
-    return figures
-
-
-def _losses(trials: Rows) -> dict[str, dict[str, list[tuple[float, float]]]]:
-    """Checkpoint -> training and validation loss by epoch, of the trial that was kept."""
-    kept = {(t["corpus"], t["model"], t["recipe"], t["trial"]) for t in trials if t["kept"]}
-    found: dict[str, dict[str, list[tuple[float, float]]]] = {}
-    for t in trials:
-        if (t["corpus"], t["model"], t["recipe"], t["trial"]) not in kept:
+    source = Source(database, profile, references)
+    for name, make in FIGURES.items():
+        try:
+            # What is missing is said in words, not in a picture of words.
+            drawn = [
+                (page, plots.draw_page(page) if page.panels else None)
+                for page in make(source).pages
+            ]
+        except Exception as error:  # the rest of the report is whole; the figure's asset fails
+            said = f"{type(error).__name__}: {error}"
+            add(name, None, "", f"{name} could not be drawn. {said}")
             continue
-        curves = found.setdefault(f"{t['model']} {t['recipe']} on {t['corpus']}", {})
-        for name, column in (("training", "training_loss"), ("validation", "validation_loss")):
-            if t[column] is not None:
-                curves.setdefault(name, []).append((t["epoch"], t[column]))
+        for page, picture in drawn:
+            add(name, picture, page.caption, "" if picture else "\n".join(page.notes))
     return found
 
 
@@ -263,8 +215,8 @@ def _p_value(value: float | None) -> str:
     return "-" if value is None else "< 0.0001" if value < 0.0001 else f"{value:.4f}"
 
 
-def render_report(database: Path, profile: Profile) -> str:
-    """The report as HTML.
+def render_report(database: Path, profile: Profile, references: Path | None = None) -> str:
+    """The report as HTML; the published tables are drawn beside one's own where they are given.
 
     Raises:
         MissingArtefact: If there is no database.
@@ -302,16 +254,18 @@ def render_report(database: Path, profile: Profile) -> str:
         most_questions=MOST_QUESTIONS,
         columns={n: [(m, METHODS[m]) for m, _ in METHOD_COLUMNS[n]] for n in (1, 2)},
         with_interval=with_interval,
-        figures=_figures(data),
+        figures=_figures(data, database, profile, references),
         counts=_counts(database),
         libraries=sorted(libraries.items()),
     )
 
 
-def write_report(database: Path, profile: Profile, out: Path) -> None:
+def write_report(
+    database: Path, profile: Profile, out: Path, references: Path | None = None
+) -> None:
     """Writes the report; readers see the old or the new one, never a part.
 
     Raises:
         MissingArtefact: If there is no database.
     """
-    write_atomically(out, render_report(database, profile))
+    write_atomically(out, render_report(database, profile, references))

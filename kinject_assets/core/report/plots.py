@@ -1,14 +1,17 @@
 """Figures of the report and of Dagster's metadata, as PNG or SVG bytes.
 
-Every function draws from plain numbers and is free of global state, so that it may be called in
-any process.
+Every function draws from plain numbers, so that it may be called in any process; what is remembered
+of a page is what drawing it again would give.
 """
 
 import base64
 import io
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import cycle, pairwise
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -115,6 +118,38 @@ def accuracy_by_k(
     return _bytes(figure, fmt, dpi)
 
 
+def recall_by_k(
+    curves: Mapping[str, Sequence[float]],
+    *,
+    title: str = "Questions whose own chunk is among the first K",
+    fmt: ImageFormat = "png",
+    dpi: int = 80,
+) -> bytes:
+    """Recall against K, one curve a retriever.
+
+    Args:
+        curves: Name -> recall at K = 1, 2, ...
+        title: Title.
+        fmt: `png` or `svg`.
+        dpi: Dots per inch of a PNG.
+    """
+    figure, axes = _canvas(height=2.8)
+    for index, (name, values) in enumerate(curves.items()):
+        axes.plot(
+            range(1, len(values) + 1),
+            values,
+            label=name,
+            color=COLOURS[index % len(COLOURS)],
+            marker=MARKERS[index % len(MARKERS)],
+            markersize=4,
+            linewidth=1.4,
+        )
+    axes.set(xlabel="K", ylabel="share of the questions", title=title, ylim=(-0.02, 1.02))
+    axes.locator_params(axis="x", integer=True)
+    _legend(axes)
+    return _bytes(figure, fmt, dpi)
+
+
 def accuracy_by_paraphrases(
     curves: Mapping[str, Mapping[int, Point]],
     *,
@@ -216,6 +251,72 @@ def loss_curves(
             linewidth=1.4,
         )
     axes.set(xlabel=x_label, ylabel="loss, nats per token", title=title)
+    _legend(axes)
+    return _bytes(figure, fmt, dpi)
+
+
+MOST_POINTS = 200
+"""Points of a curve that are told apart in a figure of its size."""
+
+
+def smoothed(
+    points: Sequence[tuple[float, float]], most: int = MOST_POINTS
+) -> list[tuple[float, float]]:
+    """Means of neighbouring points, so that a long curve is no band of noise.
+
+    Args:
+        points: In order; those that are not finite are left out.
+        most: At most so many come back.
+    """
+    finite = [(x, y) for x, y in points if math.isfinite(y)]
+    size = -(-len(finite) // most) or 1
+    blocks = [finite[start : start + size] for start in range(0, len(finite), size)]
+    return [
+        (sum(x for x, _ in block) / len(block), sum(y for _, y in block) / len(block))
+        for block in blocks
+    ]
+
+
+def loss_by_rate(
+    trials: Sequence[tuple[float, Sequence[tuple[int, float]]]],
+    *,
+    title: str = "Validation loss by learning rate",
+    fmt: ImageFormat = "png",
+    dpi: int = 90,
+) -> bytes:
+    """Validation loss against learning rate: every epoch as a dot, the best of each trial marked.
+
+    Args:
+        trials: Learning rate of each, and its (epoch, loss); losses that are not finite are left
+            out.
+        title: Title.
+        fmt: `png` or `svg`.
+        dpi: Dots per inch of a PNG.
+    """
+    figure, axes = _canvas()
+    best: list[tuple[float, float]] = []
+    for rate, epochs in sorted(trials, key=lambda trial: trial[0]):
+        finite = [(loss, epoch) for epoch, loss in epochs if math.isfinite(loss)]
+        if not finite:
+            continue
+        axes.plot([rate] * len(finite), [loss for loss, _ in finite], ".", color="#7f7f7f")
+        loss, epoch = min(finite)
+        best.append((rate, loss))
+        axes.annotate(
+            f"epoch {epoch}", (rate, loss), fontsize=7, xytext=(4, -9), textcoords="offset points"
+        )
+    if best:
+        axes.plot(
+            [rate for rate, _ in best],
+            [loss for _, loss in best],
+            color=COLOURS[0],
+            marker=MARKERS[0],
+            label="best epoch of a trial",
+            linewidth=1.4,
+            markersize=5,
+        )
+    axes.set_xscale("log")
+    axes.set(xlabel="learning rate", ylabel="validation loss, nats per token", title=title)
     _legend(axes)
     return _bytes(figure, fmt, dpi)
 
@@ -326,6 +427,423 @@ def table_bars(
     # Bars fill the axes, so that a legend among them would hide some.
     figure.legend(loc="outside right upper", fontsize=7, frameon=False)
     return _bytes(figure, fmt, dpi)
+
+
+# --- pages of the study's figures: data alone, so that the same page is drawn once a process
+
+DOTS = 100
+"""Dots per inch of a page's PNG."""
+
+WIDTH = 7.8
+"""Inches of a page."""
+
+WRAP_TITLE, WRAP_NOTES, WRAP_LINES = 95, 120, 112
+"""Characters of a line above a page, below it, and below a panel that is as wide as the page."""
+
+LEVELS = ("-.", (0, (6, 2)))
+"""Dashes of lines across a panel."""
+
+STACK = (("#0072b2", ""), ("#a6d3f0", ".."), ("#e69f00", "//"), ("#8c2d04", "xx"))
+"""Colours and hatches of a stack, told apart in grey print, too."""
+
+BARS = 14
+"""Bars that a panel has room for, at least."""
+
+RINGED, STARRED = "K by cross-fitting", "best K on the test score"
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A curve with intervals.
+
+    Attributes:
+        name: For the legend; one name has one style throughout a page.
+        points: x -> accuracy, by x.
+        style: Number of its colour and mark.
+        twin: It is the control of the curve with the same style: dashed, its marks open.
+        ringed: The x whose mark gets a ring.
+        starred: The x whose mark gets a star.
+        faint: Points that it is the mean of, e.g. one a seed.
+        plain: No line and no interval are known: published values.
+    """
+
+    name: str
+    points: tuple[tuple[float, Point], ...]
+    style: int = 0
+    twin: bool = False
+    ringed: float | None = None
+    starred: float | None = None
+    faint: tuple[tuple[float, float], ...] = ()
+    plain: bool = False
+
+
+@dataclass(frozen=True)
+class CurvePanel:
+    """Accuracy against a number.
+
+    Attributes:
+        title: Above the panel.
+        x_label: What the number counts.
+        curves: Drawn beside one another where they have the same x.
+        levels: Name -> value of a line across the panel.
+        chance: Accuracy of guessing.
+        lines: Sentences below the panel.
+        y_label: What is measured.
+        shaded: The area between a curve and its control is tinted.
+        whole: The scale goes from 0 to 1, whatever the values are.
+    """
+
+    title: str
+    x_label: str
+    curves: tuple[Curve, ...]
+    levels: tuple[tuple[str, float], ...] = ()
+    chance: float | None = None
+    lines: tuple[str, ...] = ()
+    y_label: str = "accuracy"
+    shaded: bool = False
+    whole: bool = False
+
+
+@dataclass(frozen=True)
+class LossPanel:
+    """Loss by epoch of every trial of a checkpoint.
+
+    Attributes:
+        title: Above the panel.
+        training: Of each trial, its (epoch, loss) on training pieces.
+        validation: The same on validation paraphrases.
+        kept: Number of the trial that was kept; drawn bold.
+        epoch: Epoch whose weights were kept; ringed.
+        lines: Sentences below the panel.
+        x_label: What is counted.
+    """
+
+    title: str
+    training: tuple[tuple[tuple[int, float], ...], ...]
+    validation: tuple[tuple[tuple[int, float], ...], ...]
+    kept: int | None
+    epoch: int | None
+    lines: tuple[str, ...] = ()
+    x_label: str = "epoch"
+
+
+@dataclass(frozen=True)
+class StackPanel:
+    """Stacked bars of shares, in groups.
+
+    Attributes:
+        title: Above the panel.
+        x_label: What the number below a bar is.
+        parts: Names of the parts, from below.
+        groups: Name of a group -> its bars: the number below, and the share of each part.
+        lines: Sentences below the panel.
+    """
+
+    title: str
+    x_label: str
+    parts: tuple[str, ...]
+    groups: tuple[tuple[str, tuple[tuple[int, tuple[float, ...]], ...]], ...]
+    lines: tuple[str, ...] = ()
+
+
+Panel = CurvePanel | LossPanel | StackPanel
+
+
+@dataclass(frozen=True)
+class Page:
+    """A picture of several panels.
+
+    Attributes:
+        name: Of its files.
+        title: Above all panels.
+        caption: What it shows, for people who do not see it, too.
+        panels: Read by rows; none for a page that says what is missing.
+        columns: Panels side by side.
+        notes: Sentences and lines of a profile below the panels.
+    """
+
+    name: str
+    title: str
+    caption: str
+    panels: tuple[Panel, ...] = ()
+    columns: int = 2
+    notes: tuple[str, ...] = ()
+
+
+@lru_cache(maxsize=64)
+def draw_page(page: Page, fmt: ImageFormat = "png") -> bytes:
+    """A page as an image; a PNG has few colours, so that it is small."""
+    found = _bytes(_laid_out(page), fmt, DOTS)
+    return _few_colours(found) if fmt == "png" else found
+
+
+def _few_colours(png: bytes) -> bytes:
+    # matplotlib itself is built on Pillow.
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    with Image.open(io.BytesIO(png)) as image:
+        # An octree keeps the few colours that curves have as they are; other methods mix them.
+        image.convert("RGB").quantize(
+            method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE
+        ).save(buffer, format="png", optimize=True)
+    return buffer.getvalue()
+
+
+@lru_cache(maxsize=1)
+def _laid_out(page: Page) -> "Figure":
+    """The page with everything in its place: laid out once for all formats."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.container import Container
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    columns = max(1, min(page.columns, len(page.panels)))
+    rows = [page.panels[i : i + columns] for i in range(0, len(page.panels), columns)]
+    heights = [max(_height(panel, columns) for panel in row) for row in rows]
+    title = textwrap.wrap(page.title, WRAP_TITLE)
+    notes = [line for note in page.notes for line in textwrap.wrap(note, WRAP_NOTES) or [""]]
+    figure = Figure(figsize=(WIDTH, 1.0))
+    FigureCanvasAgg(figure)
+    grid = figure.add_gridspec(len(rows), columns, height_ratios=heights) if rows else None
+    shared: Axes | None = None
+    for number, panel in enumerate(page.panels):
+        assert grid is not None
+        axes = figure.add_subplot(
+            grid[number // columns, number % columns],
+            # Panels of one page are to be compared: they have one scale.
+            sharey=shared if isinstance(panel, CurvePanel) else None,
+        )
+        match panel:
+            case CurvePanel():
+                shared = shared or axes
+                _draw_curves(axes, panel)
+            case LossPanel():
+                _draw_losses(axes, panel)
+            case StackPanel():
+                _draw_stack(axes, panel)
+        below = "\n".join((panel.x_label, *_wrapped(panel.lines, columns)))
+        axes.set_xlabel(below, fontsize=8, loc="left")
+        axes.set_title("\n".join(_titled(panel, columns)), fontsize=9, loc="left")
+        axes.tick_params(labelsize=8)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="y", alpha=0.25)
+        axes.set_axisbelow(True)
+    found = [
+        (label, handle)
+        for axes in figure.axes
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    ]
+    # Curves and bars come first, lines across a panel after them.
+    handles = dict(sorted(found, key=lambda item: not isinstance(item[1], Container)))
+    beside = max(1, min(4, WRAP_NOTES // (8 + max(map(len, handles), default=1))))
+    # Title, panels, legend and notes from above, in inches.
+    head = 0.08 + 0.2 * len(title)
+    legend = 0.08 + 0.19 * math.ceil(len(handles) / beside) if handles else 0.0
+    foot = 0.08 + 0.14 * len(notes)
+    height = head + sum(heights) + legend + foot
+    figure.set_size_inches(WIDTH, height)
+    figure.text(0.01, 1 - 0.06 / height, "\n".join(title), fontsize=10, va="top", weight="bold")
+    figure.text(0.01, 0.06 / height, "\n".join(notes), fontsize=7.5, va="bottom", color="#333333")
+    if handles:
+        figure.legend(
+            handles.values(),
+            handles.keys(),
+            loc="lower center",
+            bbox_to_anchor=(0.5, foot / height),
+            ncols=beside,
+            fontsize=8,
+            frameon=False,
+            borderaxespad=0,
+        )
+    if rows:
+        rect = (0, (foot + legend) / height, 1, sum(heights) / height)
+        ConstrainedLayoutEngine(rect=rect, h_pad=0.07).execute(figure)
+    return figure
+
+
+def _height(panel: Panel, columns: int) -> float:
+    """Inches of a panel, with the sentences below it."""
+    lines = len(_wrapped(panel.lines, columns)) + len(_titled(panel, columns)) - 1
+    return (1.9 if isinstance(panel, StackPanel) else 2.55) + 0.14 * lines
+
+
+def _titled(panel: Panel, columns: int) -> list[str]:
+    return textwrap.wrap(panel.title, WRAP_TITLE // columns)
+
+
+def _wrapped(lines: Sequence[str], columns: int) -> list[str]:
+    """Sentences below a panel, as wide as it."""
+    return [
+        part
+        for line in lines
+        for part in textwrap.wrap(line, WRAP_LINES // columns, subsequent_indent="    ")
+    ]
+
+
+def _draw_curves(axes: "Axes", panel: CurvePanel) -> None:
+    xs = sorted({x for curve in panel.curves for x, _ in curve.points})
+    step = min((*(b - a for a, b in pairwise(xs)), (xs[-1] - xs[0]) / 5), default=1.0)
+    for number, curve in enumerate(panel.curves):
+        # Beside one another, so that no interval hides another.
+        aside = step * 0.07 * (number - (len(panel.curves) - 1) / 2)
+        _draw_curve(axes, curve, aside)
+    for curve in panel.curves if panel.shaded else ():
+        above = next((c for c in panel.curves if c.style == curve.style and not c.twin), None)
+        if curve.twin and above:
+            mine, other = dict(curve.points), dict(above.points)
+            both = sorted(mine.keys() & other.keys())
+            axes.fill_between(
+                both,
+                [mine[x].value for x in both],
+                [other[x].value for x in both],
+                color=COLOURS[curve.style % len(COLOURS)],
+                alpha=0.15,
+                linewidth=0,
+            )
+    for (name, value), dashes in zip(panel.levels, cycle(LEVELS), strict=False):
+        axes.axhline(value, color="#000000", linestyle=dashes, linewidth=1, label=name)
+    if panel.chance is not None:
+        axes.axhline(panel.chance, color="#7f7f7f", linestyle=":", linewidth=1, label="chance")
+    axes.set_xticks(xs, [f"{x:g}" for x in xs])
+    if panel.whole:
+        axes.set_ylim(0, 1.03)
+    axes.set_ylabel(panel.y_label, fontsize=8)
+
+
+def _draw_curve(axes: "Axes", curve: Curve, aside: float) -> None:
+    colour = "#000000" if curve.plain else COLOURS[curve.style % len(COLOURS)]
+    xs = [x + aside for x, _ in curve.points]
+    points = [point for _, point in curve.points]
+    axes.errorbar(
+        xs,
+        [p.value for p in points],
+        yerr=None
+        if curve.plain
+        else [
+            [max(0.0, p.value - p.low) for p in points],
+            [max(0.0, p.high - p.value) for p in points],
+        ],
+        label=curve.name,
+        color=colour,
+        # Other marks come with the same colours again.
+        marker="x"
+        if curve.plain
+        else MARKERS[sum(divmod(curve.style, len(COLOURS))) % len(MARKERS)],
+        markerfacecolor="#ffffff" if curve.twin else colour,
+        linestyle=":" if curve.plain else "--" if curve.twin else "-",
+        capsize=2,
+        elinewidth=0.9,
+        linewidth=1.5,
+        markersize=5,
+    )
+    axes.plot(
+        [x + aside for x, _ in curve.faint],
+        [y for _, y in curve.faint],
+        color=colour,
+        marker=".",
+        linestyle="",
+        markersize=4,
+        alpha=0.6,
+    )
+    for at, marker, size, label in (
+        (curve.ringed, "o", 12, RINGED),
+        (curve.starred, "*", 9, STARRED),
+    ):
+        if at in dict(curve.points):
+            axes.plot(
+                [at + aside],
+                [dict(curve.points)[at].value],
+                marker=marker,
+                markersize=size,
+                markerfacecolor="none" if marker == "o" else "#f0e442",
+                markeredgecolor="#000000",
+                markeredgewidth=0.8,
+                linestyle="",
+                label=label,
+                zorder=5,
+                clip_on=False,
+            )
+
+
+def _draw_losses(axes: "Axes", panel: LossPanel) -> None:
+    shown: list[float] = []
+    for name, trials, style in (
+        ("on training pieces", panel.training, 0),
+        ("on validation paraphrases", panel.validation, 1),
+    ):
+        for number, trial in enumerate(trials):
+            finite = [(x, y) for x, y in trial if math.isfinite(y)]
+            if not finite:
+                continue
+            best = number == panel.kept
+            axes.plot(
+                [x for x, _ in finite],
+                [y for _, y in finite],
+                label=f"{name}, {'kept trial' if best else 'other trials'}",
+                color=COLOURS[style],
+                marker=MARKERS[style],
+                markersize=5 if best else 2,
+                linewidth=2 if best else 0.7,
+                linestyle="--" if style else "-",
+                alpha=1 if best else 0.6,
+            )
+            shown += [y for _, y in finite] if best else []
+            if best and style and panel.epoch in dict(finite):
+                axes.plot(
+                    [panel.epoch],
+                    [dict(finite)[panel.epoch]],
+                    marker="o",
+                    markersize=13,
+                    markerfacecolor="none",
+                    markeredgecolor="#000000",
+                    linestyle="",
+                    label="kept epoch",
+                    clip_on=False,
+                )
+    # A trial that ran away must not flatten the one that was kept.
+    low, high = axes.get_ylim()
+    if shown and high > 2 * max(shown):
+        axes.set_ylim(low, 1.5 * max(shown))
+    epochs = sorted({x for trial in (*panel.training, *panel.validation) for x, _ in trial})
+    axes.set_xticks(epochs)
+    axes.set_ylabel("loss, nats per token", fontsize=8)
+
+
+def _draw_stack(axes: "Axes", panel: StackPanel) -> None:
+    places: list[float] = []
+    labels: list[str] = []
+    bars: list[tuple[float, ...]] = []
+    at = 0.0
+    for name, group in panel.groups:
+        for number, (below, shares) in enumerate(group):
+            places.append(at)
+            # The name of a group stands below the middle of its bars.
+            labels.append(f"{below}\n{name if number == (len(group) - 1) // 2 else ''}")
+            bars.append(shares)
+            at += 1
+        # Names stand beside one another however few bars they have.
+        at += max(0, 3 - len(group)) + 0.8
+    for index, part in enumerate(panel.parts):
+        colour, hatch = STACK[index % len(STACK)]
+        # Bars of no height cost time; one of them keeps the part in the legend.
+        there = [i for i, shares in enumerate(bars) if shares[index]] or [0]
+        axes.bar(
+            [places[i] for i in there],
+            [bars[i][index] for i in there],
+            0.82,
+            [sum(bars[i][:index]) for i in there],
+            label=part,
+            color=colour,
+            hatch=hatch,
+            edgecolor="#ffffff",
+            linewidth=0.4,
+        )
+    axes.set_xticks(places, labels)
+    # A few bars are as wide as many.
+    axes.set_xlim(-1, max(at, BARS))
+    axes.set_ylim(0, 1)
+    axes.set_ylabel("share of questions", fontsize=8)
 
 
 def data_uri(image: bytes, fmt: ImageFormat = "png") -> str:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from kinject_assets.core.schema import Condition, arrow_schema
+from kinject_assets.core.statistics.intervals import critical_value
 from kinject_assets.core.statistics.letters import CHOSEN, RIGHT
 from kinject_assets.core.statistics.power import WORTHWHILE
 
@@ -157,7 +158,8 @@ def tables() -> dict[str, Table]:
             {**columns_of(schema.Checkpoint), "augmentation": "VARCHAR"},
             ("checkpoint_id",),
             "A trained model. augmentation says whose n_paraphrases texts a chunk it was trained "
-            "on; empty where it was trained on the text alone.",
+            "on; empty where it was trained on the text alone. replay_tokens are those of "
+            "packed_tokens that were general text.",
             "The grid has no recipe, or no checkpoint has been trained yet.",
         ),
         "trials": Table(
@@ -172,7 +174,10 @@ def tables() -> dict[str, Table]:
             ("checkpoint_id", "probe"),
             "What training did to something else than the corpus: a probe before and after. "
             "facts:CORPUS is the accuracy on another corpus's exam, reading:CORPUS the same with "
-            "retrieved chunks in front; n counts its questions, lost and won those that changed.",
+            "retrieved chunks in front; n counts its questions, lost and won those that changed. "
+            "Where options are shown as letters, most_chosen is the share of the answers on the "
+            "place that got most of them and entropy that of the chosen places in bits; collapse "
+            "is the reason, as in letter_bias.",
             "No checkpoint has been trained, or neither training.general_text nor damage is set.",
         ),
         "conditions": Table(
@@ -283,7 +288,8 @@ def tables() -> dict[str, Table]:
             ),
             "A recipe's seeds together: mean accuracy with a 95 % interval over questions, and an "
             "exact sign-flip test against base (ft) or rag (ft_rag) on all questions, adjusted by "
-            "Holm within method and k_rule; controls are not tested. recipe is without its seed; "
+            "Holm within method, retriever and k_rule; controls are not tested. recipe is without "
+            "its seed; "
             "ks and accuracies are in the order of seeds, k is the K that most seeds have.",
             "No recipe has been answered with two seeds or more.",
         ),
@@ -392,7 +398,7 @@ def view_ddl(number: int) -> str:
 
 OPTIMISM = """
     CREATE VIEW optimism AS
-    SELECT c.corpus, c.model, c.recipe, c.seed, c.method, c.shots, c.stratum,
+    SELECT c.corpus, c.model, c.recipe, c.seed, c.method, c.shots, c.stratum, c.retriever,
         c.k AS k_cross_fitted, c.k_stability AS stability, c.accuracy AS cross_fitted,
         t.k AS k_test_best, t.accuracy AS test_best, t.accuracy - c.accuracy AS gap, c.n, c.main
     FROM scores c JOIN scores t USING (corpus, model, recipe, seed, method, shots, stratum,
@@ -401,3 +407,57 @@ OPTIMISM = """
     ORDER BY ALL
 """
 """Statement that creates the view `optimism`: what choosing K on the test score adds."""
+
+RETRIEVAL_QUALITY = f"""
+    CREATE VIEW retrieval_quality AS
+    WITH found AS (
+        SELECT t.corpus, t.retriever, t.question_id, min(t.rank) FILTER (t.hit) AS rank
+        FROM retrieved t JOIN corpus_questions c USING (corpus, question_id)
+            JOIN questions q USING (question_id)
+        WHERE c.split = 'test' AND NOT c.retired AND q.chunk_id IS NOT NULL
+        GROUP BY ALL
+    ), ks AS (
+        SELECT corpus, retriever, unnest(range(1, max(rank) + 1)) AS k
+        FROM retrieved GROUP BY corpus, retriever
+    ), counted AS (
+        SELECT corpus, retriever, k, count(*) AS n,
+            count(*) FILTER (rank <= k) / count(*) AS p,
+            sum(CASE WHEN rank <= k THEN 1 / rank ELSE 0 END) / count(*) AS mrr,
+            {critical_value()} AS z
+        FROM found JOIN ks USING (corpus, retriever) GROUP BY corpus, retriever, k
+    ), wilson AS (
+        SELECT *, 1 + z * z / n AS scale, p + z * z / (2 * n) AS middle,
+            z * sqrt(p * (1 - p) / n + z * z / (4 * n * n)) AS half
+        FROM counted
+    )
+    SELECT corpus, retriever, k, n, p AS recall,
+        CASE WHEN p = 0 THEN 0 ELSE (middle - half) / scale END AS ci_low,
+        CASE WHEN p = 1 THEN 1 ELSE (middle + half) / scale END AS ci_high, mrr
+    FROM wilson ORDER BY corpus, retriever, k
+"""
+"""Statement that creates the view `retrieval_quality`: how often the right chunk was retrieved."""
+
+RAG_ERRORS = """
+    CREATE VIEW rag_errors AS
+    WITH found AS (
+        SELECT corpus, retriever, question_id, min(rank) FILTER (hit) AS rank
+        FROM retrieved GROUP BY ALL
+    ), answered AS (
+        SELECT c.*, coalesce(f.rank <= c.k, false) AS hit, a.correct
+        FROM answers a JOIN conditions c USING (condition_id)
+            JOIN corpus_questions e ON e.corpus = c.corpus AND e.question_id = a.question_id
+            JOIN questions q ON q.question_id = a.question_id
+            JOIN found f ON f.corpus = c.corpus AND f.retriever = c.retriever
+                AND f.question_id = a.question_id
+        WHERE c.k > 0 AND e.split = 'test' AND NOT e.retired AND q.chunk_id IS NOT NULL
+    )
+    SELECT condition_id, corpus, model, method, recipe, shots, k, retriever, count(*) AS n,
+        count(*) FILTER (hit AND correct) AS hit_right,
+        count(*) FILTER (hit AND NOT correct) AS hit_wrong,
+        count(*) FILTER (NOT hit AND correct) AS miss_right,
+        count(*) FILTER (NOT hit AND NOT correct) AS miss_wrong
+    FROM answered GROUP BY condition_id, corpus, model, method, recipe, shots, k, retriever
+    ORDER BY corpus, model, method, recipe, shots, retriever, k
+"""
+"""Statement that creates the view `rag_errors`: wrong answers that were not retrieved for, and
+those that were."""

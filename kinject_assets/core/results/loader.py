@@ -20,7 +20,14 @@ from kinject_assets.core.manifest import Manifest, content_hash
 from kinject_assets.core.plan import now
 from kinject_assets.core.progress import Report, silent
 from kinject_assets.core.results import ancestry
-from kinject_assets.core.results.catalogue import OPTIMISM, Table, tables, view_ddl
+from kinject_assets.core.results.catalogue import (
+    OPTIMISM,
+    RAG_ERRORS,
+    RETRIEVAL_QUALITY,
+    Table,
+    tables,
+    view_ddl,
+)
 from kinject_assets.core.results.evidence import gather
 from kinject_assets.core.results.scores import (
     Exam,
@@ -171,6 +178,9 @@ def _novelty(profile: Profile, corpus: str, lake: Lake) -> dict[str, Any]:
 
 def _exams(lake: Lake, profile: Profile) -> dict[str, Exam]:
     article_of = {c.chunk_id: c.article_id for chunks in lake.chunks.values() for c in chunks}
+    retrievers: dict[str, set[str]] = defaultdict(set)
+    for c in lake.conditions.values():
+        retrievers[c.corpus].add(c.retriever)
     exams: dict[str, Exam] = {}
     corpora = {c.corpus for c in lake.conditions.values()} | set(lake.questions)
     for corpus in sorted(corpora):
@@ -186,6 +196,7 @@ def _exams(lake: Lake, profile: Profile) -> dict[str, Exam]:
             chance,
             stratum,
             lake.releases.get(corpus, ""),
+            next((r for r in profile.retrieval.retrievers if r in retrievers[corpus]), ""),
         )
     return exams
 
@@ -421,9 +432,8 @@ def _fill(
         connection.execute(f"COMMENT ON TABLE \"{name}\" IS '{text}'")
         counts[name] = rows.num_rows
         report(f"table {name}", done, len(catalogue))
-    for number in (1, 2):
-        connection.execute(view_ddl(number))
-    connection.execute(OPTIMISM)
+    for statement in (view_ddl(1), view_ddl(2), OPTIMISM, RETRIEVAL_QUALITY, RAG_ERRORS):
+        connection.execute(statement)
     return counts
 
 

@@ -38,6 +38,8 @@ class Exam:
         chance: Question -> 1 / number of its options.
         stratum: Question -> stratum that triage put it into; empty where it did not ask.
         release_of: Window of current events that the corpus is a frozen release of; empty for none.
+        retriever: The study's: the profile's first that the corpus was answered with; empty where
+            it was answered with none of them.
     """
 
     table: int
@@ -45,6 +47,7 @@ class Exam:
     chance: Mapping[str, float]
     stratum: Mapping[str, str] = field(default_factory=dict)
     release_of: str = ""
+    retriever: str = ""
 
 
 @dataclass(frozen=True)
@@ -105,9 +108,9 @@ def score_all(
 ) -> Scored:
     """Every condition's outcomes under every rule, in a fixed order.
 
-    K is cross-fitted per model, shots, method and recipe, pooled over the corpora of one table
-    that were answered with the same values of K. Releases of a window share its questions: they
-    have no part in the choice for others, nor their window in theirs.
+    K is cross-fitted per model, shots, method, recipe and retriever, pooled over the corpora of one
+    table that were answered with the same values of K. Releases of a window share its questions:
+    they have no part in the choice for others, nor their window in theirs.
 
     Args:
         conditions: In any order.
@@ -142,7 +145,11 @@ def score_all(
             }
             _add_cross_fitted(scored, corpus, pool, outcomes, exams, folds)
     systems = [
-        replace(s, trained=trained.get((c.corpus, c.model, c.recipe), AS_NAMED))
+        replace(
+            s,
+            trained=trained.get((c.corpus, c.model, c.recipe), AS_NAMED),
+            studied=not c.k or c.retriever == exams[c.corpus].retriever,
+        )
         for s in scored.systems
         for c in (s.condition,)
     ]
@@ -192,17 +199,6 @@ def _base_key(c: Condition) -> tuple[Any, ...]:
     return (c.shots, *setting(c))
 
 
-def _main_retrievers(systems: Iterable[System]) -> dict[tuple[str, str], str]:
-    """The first retriever by name of each corpus and model."""
-    found: dict[tuple[str, str], str] = {}
-    for system in systems:
-        c = system.condition
-        if c.retriever:
-            key = (c.corpus, c.model)
-            found[key] = min(found.get(key, c.retriever), c.retriever)
-    return found
-
-
 def score_rows(
     scored: Scored, exams: Mapping[str, Exam], profile: Profile, stratum: str = ALL
 ) -> list[dict[str, Any]]:
@@ -219,7 +215,6 @@ def score_rows(
             if s.condition.method == "base" and s.k_rule == "fixed"
         }
     )
-    retrievers = _main_retrievers(scored.systems)
     rows: list[dict[str, Any]] = []
     for system in scored.systems:
         c = system.condition
@@ -250,13 +245,8 @@ def score_rows(
                     and c.chat_template == profile.scoring.chat_template
                     and c.seed == 0
                     and not (system.recipe and system.recipe.variant)
-                    and (
-                        c.k == 0
-                        or (
-                            c.retriever == retrievers[c.corpus, c.model]
-                            and c.query == profile.retrieval.query
-                        )
-                    )
+                    and system.studied
+                    and (c.k == 0 or c.query == profile.retrieval.query)
                 ),
             }
         )

@@ -5,20 +5,17 @@ from pathlib import Path
 from typing import Any
 
 from kinject_assets import config
-from kinject_assets.core.errors import BrokenArtefact
+from kinject_assets.core.errors import BrokenArtefact, MissingArtefact
 from kinject_assets.core.progress import Report, silent
 from kinject_assets.core.retrieval.encoder import (
     Embeddings,
     embed_chunks,
-    encode,
-    identify,
+    load_as_before,
     load_embeddings,
-    load_encoder,
-    query_text,
-    save_embeddings,
+    rows_of,
 )
-from kinject_assets.core.retrieval.index import load_index
-from kinject_assets.core.retrieval.search import retrieve
+from kinject_assets.core.retrieval.retrievers import Search
+from kinject_assets.core.retrieval.search import as_rows
 from kinject_assets.core.schema import Chunk, Question, Retrieved
 from kinject_assets.core.store import read_rows, write_rows
 
@@ -32,7 +29,7 @@ class EmbedRequest:
     Attributes:
         chunks: Parquet file of `Chunk` rows.
         encoder: Fields of `config.Encoder`, `model` being a folder or a hub id.
-        out: Folder that gets `vectors.safetensors`, `chunks.json` and `encoder.json`.
+        out: Folder that gets `vectors.safetensors`, `chunks.json`, `encoder.json` and `cut.json`.
         previous: Folders with earlier versions of them, to reuse, or with those of corpora that
             share chunks.
         work: Folder for what is wanted after a crash; empty for none.
@@ -54,17 +51,19 @@ class RetrieveRequest:
     Attributes:
         questions: Parquet file of `Question` rows; all that are not retired are asked, whatever
             their split.
+        chunks: Parquet file of `Chunk` rows.
         index: Folder with `index.faiss`, `chunks.json` and `encoder.json`.
-        retrieval: Fields of `config.Retrieval`, its encoder's `model` a folder or a hub id.
-        retriever: Name under which the rows are known.
+        retrieval: Fields of `config.Retrieval`, its `model`s folders or hub ids.
+        retrievers: Names of those that rank, in the order of the rows.
         out: Folder that gets `retrieved.parquet`.
     """
 
     corpus: str
     questions: str
+    chunks: str
     index: str
     retrieval: dict[str, Any]
-    retriever: str
+    retrievers: tuple[str, ...]
     out: str
     device: str = "auto"
 
@@ -73,7 +72,9 @@ def embed(request: EmbedRequest, report: Report = silent) -> dict[str, Any]:
     """Embeds the chunks of a corpus.
 
     Returns:
-        `chunks`, `reused` (of them), `dimension` and `encoder` (hash of its weights).
+        `chunks`, `reused` and `cut` (of them: taken over, and longer than the encoder reads),
+        `dimension`, `dtype`, `passage_prefix` and `encoder` (hash of its weights, and of what else
+        decides the vectors).
 
     Raises:
         ModelError: If the encoder cannot be loaded.
@@ -82,17 +83,18 @@ def embed(request: EmbedRequest, report: Report = silent) -> dict[str, Any]:
     settings = config.Encoder(**request.encoder)
     chunks = sorted(read_rows(Path(request.chunks), Chunk), key=lambda chunk: chunk.ordinal)
     previous = [e for folder in request.previous for e in _reusable(folder, report)]
-    encoder = load_encoder(settings, request.device)
+    encoder = load_as_before(settings, request.device, [p.encoder for p in previous])
     work = Path(request.work) if request.work else None
-    embeddings = embed_chunks(encoder, chunks, settings, previous, report, work)
-    save_embeddings(Path(request.out), embeddings)
-    same = [earlier for earlier in previous if earlier.encoder.same_as(embeddings.encoder)]
-    known = {chunk_id for earlier in same for chunk_id in earlier.chunk_ids}
+    made = embed_chunks(encoder, chunks, settings, Path(request.out), previous, report, work)
+    known = [c for p in previous if p.encoder.same_as(made.encoder) for c in p.chunk_ids]
     return {
         "chunks": len(chunks),
-        "reused": sum(chunk.chunk_id in known for chunk in chunks),
-        "dimension": embeddings.encoder.dimension,
-        "encoder": embeddings.encoder.weights,
+        "reused": int((rows_of(made.chunk_ids, known) >= 0).sum()),
+        "cut": int((rows_of(made.chunk_ids, made.cut) >= 0).sum()),
+        "dimension": made.encoder.dimension,
+        "dtype": made.encoder.dtype,
+        "passage_prefix": made.encoder.passage_prefix,
+        "encoder": made.encoder.version,
     }
 
 
@@ -106,35 +108,38 @@ def _reusable(folder: str, report: Report) -> list[Embeddings]:
 
 
 def find(request: RetrieveRequest, report: Report = silent) -> dict[str, Any]:
-    """Finds the nearest chunks of each question.
+    """Finds chunks for each question, by each retriever.
 
     Returns:
         `questions` and `rows`.
 
     Raises:
-        ModelError: If the encoder cannot be loaded.
+        ModelError: If an encoder cannot be loaded.
         BrokenArtefact: If a file is damaged or the index is another encoder's.
+        MissingArtefact: If the corpus has no chunks, or not the one that the oracle knows.
     """
-    settings = config.Retrieval(**request.retrieval)
     questions = [q for q in read_rows(Path(request.questions), Question) if not q.retired]
-    encoder = load_encoder(settings.encoder, request.device)
-    index = load_index(Path(request.index), identify(encoder, settings.encoder))
-    vectors = encode(
-        encoder,
-        [query_text(question, settings) for question in questions],
-        settings.encoder.batch_size,
-        settings.encoder.query_prefix,
-        report,
+    chunks = sorted(read_rows(Path(request.chunks), Chunk), key=lambda chunk: chunk.ordinal)
+    if not chunks:
+        raise MissingArtefact(
+            f"{request.corpus} has no chunks to search. Look at the exclusions of `articles` and "
+            "at `corpora` in the profile, then materialise `articles` and what follows again."
+        )
+    search = Search(
+        corpus=request.corpus,
+        questions=questions,
+        chunks=chunks,
+        settings=config.Retrieval(**request.retrieval),
+        index=Path(request.index),
+        device=request.device,
+        report=report,
     )
-    rows = retrieve(
-        request.corpus,
-        questions,
-        index.chunk_ids,
-        index.index,
-        vectors,
-        settings,
-        request.retriever,
-    )
+    ids = [chunk.chunk_id for chunk in chunks]
+    rows = [
+        row
+        for name in request.retrievers
+        for row in as_rows(request.corpus, questions, ids, name, search.rank(name))
+    ]
     folder = Path(request.out)
     folder.mkdir(parents=True, exist_ok=True)
     write_rows(folder / RETRIEVED, rows, Retrieved)

@@ -1,9 +1,10 @@
 """An answer to every question under every condition, through lm-evaluation-harness.
 
 A condition is one lm-eval task of type `multiple_choice`. Questions are answered unit by unit, a
-unit being a few questions under all conditions with the same shots, so that what their prompts
-share is read once. A unit's answers are written as soon as they are there, and a call that starts
-after a crash goes on with the missing ones.
+unit being a few questions under all conditions with the same shots that lack their answers,
+whatever their retriever and k, so that what their prompts share is read once. A unit's answers are
+written as soon as they are there, and a call that starts after a crash goes on with the missing
+ones.
 """
 
 import time
@@ -39,7 +40,7 @@ _BEGINNINGS = ("A", "1", "(", "\u00e9", "\u4e00")
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreRequest:
-    """Conditions under which one model answers one exam: every shots with every k.
+    """Conditions under which one model answers one exam: shots, retriever and k, each with each.
 
     Attributes:
         model: Name of the model under study.
@@ -56,8 +57,9 @@ class ScoreRequest:
             answered; the first of split `shots` are the shots, in the file's order.
         chunks: Parquet file of `Chunk` rows; empty when every k is 0.
         retrieved: Parquet file of `Retrieved` rows; empty when every k is 0.
-        retriever: Name of the retriever whose rows are read.
-        query: What it was asked: `question` or `question_and_options`.
+        retrievers: Names of the retrievers whose rows are read, the study's first; empty when every
+            k is 0.
+        query: What they were asked: `question` or `question_and_options`.
         shots: Numbers of solved examples.
         k: Numbers of chunks: exactly 0 for `base` and `ft`, at least 1 for the others.
         choice_format: `letter` or `text`.
@@ -92,7 +94,7 @@ class ScoreRequest:
     adapter: bool = False
     chunks: str = ""
     retrieved: str = ""
-    retriever: str = ""
+    retrievers: tuple[str, ...] = ()
     query: str = ""
     subject: str = ""
     rotation: bool = False
@@ -112,12 +114,18 @@ class Exam:
     Attributes:
         test: Questions to answer.
         shots: Questions to solve in front of them.
-        chunks: Question id -> texts of its retrieved chunks, best first.
+        chunks: Retriever -> question id -> texts of the chunks that it brought, best first.
     """
 
     test: list[Question]
     shots: list[Question]
-    chunks: dict[str, list[str]]
+    chunks: dict[str, dict[str, list[str]]]
+
+    def of(self, question: Question, condition: Condition) -> Sequence[str]:
+        """Texts of the chunks in front of a question, best first; none for k = 0."""
+        if not condition.k:
+            return ()
+        return self.chunks[condition.retriever][question.question_id][: condition.k]
 
 
 class Scored(NamedTuple):
@@ -137,7 +145,7 @@ class Scored(NamedTuple):
 
 
 def conditions(request: ScoreRequest, bos: bool = False) -> list[Condition]:
-    """The conditions of a request: every shots with every k, in that order.
+    """The conditions of a request: shots, retriever and k, each with each, in that order.
 
     Args:
         request: What is asked for.
@@ -157,6 +165,11 @@ def conditions(request: ScoreRequest, bos: bool = False) -> list[Condition]:
             f"scoring.k: {list(request.k)} does not go with `{request.method}`: base and ft take "
             "[0], rag and ft_rag numbers from 1."
         )
+    if retrieves and not request.retrievers:
+        raise KinjectError(
+            f"retrieval.retrievers: `{request.method}` answers with retrieved chunks and needs one "
+            "at least, e.g. [dense]."
+        )
     return [
         Condition.of(
             corpus=request.corpus,
@@ -166,7 +179,7 @@ def conditions(request: ScoreRequest, bos: bool = False) -> list[Condition]:
             method=request.method,
             shots=shots,
             k=k,
-            retriever=request.retriever if k else "",
+            retriever=retriever,
             query=request.query if k else "",
             choice_format=request.choice_format,
             rotation=request.rotation,
@@ -175,16 +188,17 @@ def conditions(request: ScoreRequest, bos: bool = False) -> list[Condition]:
             bos=bos,
         )
         for shots in request.shots
+        for retriever in (request.retrievers if retrieves else ("",))
         for k in request.k
     ]
 
 
 @dataclass(frozen=True)
 class Unit:
-    """Questions that are answered together, under all conditions with the same shots.
+    """Questions that are answered together, under all conditions that lack their answers.
 
     Attributes:
-        conditions: They differ in k.
+        conditions: They have the same shots and differ in retriever and k.
         questions: Those of the unit, in the exam's order.
     """
 
@@ -237,13 +251,15 @@ def score(request: ScoreRequest, report: Report = silent) -> Scored:
     answers = dict(known)
     for shots in request.shots:
         same_shots = [condition for condition in wanted if condition.shots == shots]
-        what = f"{label} {request.method}: {shots} shots, {_k_text(same_shots)}"
-        still_open = [
-            question
-            for question in scorer.exam.test
-            if any((c.condition_id, question.question_id) not in answers for c in same_shots)
-        ]
-        for unit in scorer.units(same_shots, still_open):
+        what = f"{label} {request.method}: {shots} shots, {_k_text(request.k)}"
+        # Each question under those conditions alone that lack its answer.
+        open_under: defaultdict[tuple[Condition, ...], list[Question]] = defaultdict(list)
+        for question in scorer.exam.test:
+            key = question.question_id
+            if lack := tuple(c for c in same_shots if (c.condition_id, key) not in answers):
+                open_under[lack].append(question)
+        units = (unit for asked, some in open_under.items() for unit in scorer.units(asked, some))
+        for unit in units:
             report(what, len(answers), total)
             done = unit.kept(request)
             if done is None:
@@ -280,8 +296,7 @@ def _earlier(folder: str) -> Iterator[tuple[tuple[int, int, str, str], Answer]]:
             yield (condition.shots, condition.k, row.question_id, row.prompt_id), row
 
 
-def _k_text(wanted: Sequence[Condition]) -> str:
-    ks = [condition.k for condition in wanted]
+def _k_text(ks: Sequence[int]) -> str:
     return f"k {ks[0]}" if len(ks) == 1 else f"k {min(ks)}..{max(ks)}"
 
 
@@ -322,25 +337,28 @@ def read_exam(request: ScoreRequest) -> Exam:
     return Exam(test=test, shots=shots, chunks=chunks)
 
 
-def _retrieved_texts(request: ScoreRequest, test: Sequence[Question]) -> dict[str, list[str]]:
+def _retrieved_texts(
+    request: ScoreRequest, test: Sequence[Question]
+) -> dict[str, dict[str, list[str]]]:
     text_of = {chunk.chunk_id: chunk.text for chunk in read_rows(Path(request.chunks), Chunk)}
-    ranked: defaultdict[str, list[Retrieved]] = defaultdict(list)
+    ranked: defaultdict[tuple[str, str], list[Retrieved]] = defaultdict(list)
     for row in read_rows(Path(request.retrieved), Retrieved):
-        if row.retriever == request.retriever:
-            ranked[row.question_id].append(row)
-    texts: dict[str, list[str]] = {}
-    for question in test:
-        rows = sorted(ranked[question.question_id], key=lambda row: row.rank)
-        missing = [row.chunk_id for row in rows if row.chunk_id not in text_of]
-        # A corpus smaller than k has all of its chunks in every prompt.
-        if missing or len(rows) < min(max(request.k), len(text_of)):
-            raise MissingArtefact(
-                f"{request.retrieved}: `{request.retriever}` has {len(rows)} chunks for question "
-                f"{question.question_id}, {len(missing)} of them not in this corpus; k is "
-                f"{max(request.k)}. Set retrieval.depth to at least that and materialise "
-                "`retrieved` again."
-            )
-        texts[question.question_id] = [text_of[row.chunk_id] for row in rows]
+        ranked[row.retriever, row.question_id].append(row)
+    texts: dict[str, dict[str, list[str]]] = {}
+    for retriever in request.retrievers:
+        texts[retriever] = {}
+        for question in test:
+            rows = sorted(ranked[retriever, question.question_id], key=lambda row: row.rank)
+            missing = [row.chunk_id for row in rows if row.chunk_id not in text_of]
+            # A corpus smaller than k has all of its chunks in every prompt.
+            if missing or len(rows) < min(max(request.k), len(text_of)):
+                raise MissingArtefact(
+                    f"{request.retrieved}: `{retriever}` has {len(rows)} chunks for question "
+                    f"{question.question_id}, {len(missing)} of them not in this corpus; k is "
+                    f"{max(request.k)}. Set retrieval.depth to at least that and materialise "
+                    "`retrieved` again."
+                )
+            texts[retriever][question.question_id] = [text_of[row.chunk_id] for row in rows]
     return texts
 
 
@@ -445,15 +463,17 @@ class _Scorer:
         self, same_shots: Sequence[Condition], questions: Sequence[Question]
     ) -> Iterator[Unit]:
         """Cuts questions of the exam, those with the same best chunks side by side."""
-        k, chunks = max(c.k for c in same_shots), self.exam.chunks
-        order = {question.question_id: place for place, question in enumerate(self.exam.test)}
-        test = questions
-        if k:
-            test = sorted(test, key=lambda q: (chunks[q.question_id][:k], order[q.question_id]))
+        exam = self.exam
+        order = {question.question_id: place for place, question in enumerate(exam.test)}
+        # With the largest k of each retriever, the study's first.
+        deepest = list({c.retriever: c for c in sorted(same_shots, key=lambda c: c.k)}.values())
+        test = sorted(
+            questions, key=lambda q: ([exam.of(q, c) for c in deepest], order[q.question_id])
+        )
         found: list[Question] = []
         size = 0
         for question in test:
-            size += sum(map(len, chunks[question.question_id][:k])) if k else 0
+            size += sum(len(text) for c in deepest for text in exam.of(question, c))
             size += len(same_shots) * (len(question.stem) + sum(map(len, question.options)))
             found.append(question)
             if size >= UNIT_CHARACTERS:
@@ -495,12 +515,11 @@ class _Scorer:
         return range(len(question.options) if self.request.rotation else 1)
 
     def _prompt(self, question: Question, condition: Condition, order: int) -> Prompt:
-        chunks = self.exam.chunks[question.question_id][: condition.k] if condition.k else ()
         return build(
             turned(question, order) if order else question,
             condition.choice_format,
             self.exam.shots[: condition.shots],
-            chunks,
+            self.exam.of(question, condition),
             self.request.subject,
             self.wrap,
         )

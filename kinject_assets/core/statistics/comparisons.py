@@ -51,12 +51,14 @@ class System:
         condition: Under `cross_fitted`, the one with the K that most folds chose.
         outcomes: Question id -> answered correctly.
         trained: How its recipe was trained.
+        studied: It retrieves nothing, or with the study's retriever, the profile's first.
     """
 
     condition: Condition
     k_rule: KRule
     outcomes: Mapping[str, bool]
     trained: Trained = AS_NAMED
+    studied: bool = True
 
     def within(self, questions: Container[str]) -> "System":
         """The same on some of the questions; K stays as it was chosen on all."""
@@ -207,6 +209,19 @@ def _larger_k(a: System, b: System) -> bool:
     return _methods(a, b, "rag", "rag") and _same_retrieval(a, b) and a.condition.k > b.condition.k
 
 
+def _other_retriever(a: System, b: System) -> bool:
+    """The same model and question to the retriever, answered from the chunks of another one."""
+    mine, other = a.condition, b.condition
+    return (
+        not a.studied
+        and b.studied
+        and other.k > 0
+        and (mine.method, mine.recipe, mine.query) == (other.method, other.recipe, other.query)
+        and _same_shots(a, b)
+        and not is_control(a)
+    )
+
+
 @dataclass(frozen=True)
 class Family:
     """Comparisons that answer one question and are adjusted together.
@@ -220,6 +235,7 @@ class Family:
             from a base model, as long as each other: base models sort, so their lucky guesses are
             `known`, their unlucky ones `new` and what they misread `broken`, and the less a model
             was trained since, the more it leans the same way.
+        retrievers: Asked of every retriever that answers were given with, not of the study's alone.
     """
 
     name: str
@@ -227,6 +243,7 @@ class Family:
     pairs: Callable[[System, System], bool]
     k_rule: KRule = "cross_fitted"
     strata: bool = False
+    retrievers: bool = False
 
 
 FAMILIES: tuple[Family, ...] = (
@@ -282,6 +299,12 @@ FAMILIES: tuple[Family, ...] = (
     ),
     Family("shots", "Do few-shot examples help?", _more_shots),
     Family("k", "Does it matter how many chunks are retrieved?", _larger_k, "fixed"),
+    Family(
+        "retriever",
+        "Is another retriever better than the study's?",
+        _other_retriever,
+        retrievers=True,
+    ),
 )
 
 
@@ -363,6 +386,10 @@ def setting(condition: Condition) -> tuple[object, ...]:
     )
 
 
+def _takes_part(system: System, family: Family) -> bool:
+    return system.k_rule == family.k_rule and (system.studied or family.retrievers)
+
+
 def compare_all(systems: Iterable[System], stratum: str = ALL) -> list[Comparison]:
     """Every comparison that the families declare, in the families' order.
 
@@ -380,7 +407,7 @@ def compare_all(systems: Iterable[System], stratum: str = ALL) -> list[Compariso
         members = [
             comparison
             for group in groups.values()
-            for a, b in permutations((s for s in group if s.k_rule == family.k_rule), 2)
+            for a, b in permutations((s for s in group if _takes_part(s, family)), 2)
             if family.pairs(a, b) and (comparison := compare(a, b, family.name, stratum))
         ]
         members.sort(key=lambda c: (c.condition_a, c.condition_b))

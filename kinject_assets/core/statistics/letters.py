@@ -7,6 +7,7 @@ exam: its accuracy says nothing of what it knows.
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from math import log2
 
 from kinject_assets.core.schema import Answer
 from kinject_assets.core.statistics.intervals import wilson
@@ -60,6 +61,11 @@ def places(answers: Iterable[Answer]) -> list[Place]:
         Place(place, chr(ord("A") + place), shown, gold[place] / shown, chosen[place] / shown)
         for place in range(options)
     ]
+
+
+def entropy(found: Iterable[Place]) -> float:
+    """Entropy of the chosen places in bits: 2 if each of four is chosen alike, 0 if always one."""
+    return sum(-place.chosen * log2(place.chosen) for place in found if place.chosen)
 
 
 def collapse(correct: int, n: int, chance: float, found: Iterable[Place]) -> str:

@@ -41,7 +41,7 @@ class Pooled:
             scored.
         difference: Accuracy less that of the reference, on the questions that all answered.
         p_value: Exact sign-flip test over questions.
-        p_adjusted: The same after Holm's adjustment within method and `k_rule`.
+        p_adjusted: The same after Holm's adjustment within method, retriever and `k_rule`.
         detectable_difference: What would have been found with 80 % power at the strictest level of
             that adjustment, by the spread between questions that was seen.
     """
@@ -199,7 +199,7 @@ def pool_all(systems: Iterable[System], stratum: str = ALL) -> list[Pooled]:
         else:
             key = (_seedless(system), *_key(system, method))
             groups[key].setdefault(system.recipe.seed, system)
-    families: dict[tuple[str, KRule], list[_Row]] = defaultdict(list)
+    families: dict[tuple[str, str, KRule], list[_Row]] = defaultdict(list)
     for seeds in groups.values():
         if len(seeds) < 2 or (pooled := _pool(seeds, stratum)) is None:
             continue
@@ -210,7 +210,7 @@ def pool_all(systems: Iterable[System], stratum: str = ALL) -> list[Pooled]:
             row = _Row(pooled)
         else:
             row = _held_against(pooled, seeds.values(), against)
-        families[pooled.method, pooled.k_rule].append(row)
+        families[pooled.method, pooled.retriever, pooled.k_rule].append(row)
     return [row for family in families.values() for row in _adjusted(family)]
 
 

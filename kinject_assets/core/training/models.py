@@ -131,6 +131,75 @@ def load_model(
     return model.eval()
 
 
+def logits_of(
+    model: Any, ids: "torch.Tensor", positions: "torch.Tensor | None" = None
+) -> "torch.Tensor":
+    """Logits of the token after each one.
+
+    Args:
+        model: A causal language model, on the device of `ids`.
+        ids: Token ids, rows x tokens, without padding.
+        positions: Place of each token in its text, where the texts of a row are to be read as if
+            each stood alone: transformers keeps attention within what counts up by ones.
+
+    Returns:
+        Rows x tokens x vocabulary.
+    """
+    if positions is None:
+        return model(input_ids=ids, use_cache=False).logits
+    rows = len(ids)
+    config = getattr(model, "module", model).config
+    if "flash" in (config._attn_implementation or ""):
+        # Its kernels take texts apart in a single row only. Each row begins with a text's begin.
+        ids, positions = ids.reshape(1, -1), positions.reshape(1, -1)
+    logits = model(input_ids=ids, position_ids=positions, use_cache=False).logits
+    return logits.reshape(rows, -1, logits.shape[-1])
+
+
+MOST_LEAK = 0.1
+"""Part of what a text in front changes that it may change where texts are isolated. Rounding to
+bfloat16 stays below; a model with masks of its own lets all of it through."""
+
+
+def check_isolation(model: "PreTrainedModel") -> None:
+    """Makes sure that a model reads each text of a piece as if it stood alone.
+
+    It reads random tokens: two texts in a row, isolated and joined, and the second one alone. Not
+    every class of model looks at the positions when it makes its mask.
+
+    Raises:
+        ModelError: If what stands in front of a text changes how it is read.
+    """
+    import torch
+
+    draw = torch.Generator().manual_seed(0)
+    embeddings: Any = model.get_input_embeddings()
+    vocabulary = len(embeddings.weight)
+    ids = torch.randint(vocabulary, (2, 32), generator=draw).to(model.device)
+    firsts = (12, 20)
+    positions = torch.stack([torch.cat([torch.arange(n), torch.arange(32 - n)]) for n in firsts])
+    leaked = mixed = 0.0
+    with torch.inference_mode():
+        try:
+            isolated = logits_of(model, ids, positions.to(model.device))
+        except TypeError as error:
+            raise _not_isolating(model, "takes no position_ids") from error
+        joined = logits_of(model, ids)
+        for row, first in enumerate(firsts):
+            alone = logits_of(model, ids[row : row + 1, first:])[0]
+            leaked = max(leaked, float((isolated[row, first:] - alone).abs().max()))
+            mixed = max(mixed, float((joined[row, first:] - alone).abs().max()))
+    if leaked > MOST_LEAK * mixed:
+        raise _not_isolating(model, "reads a text otherwise when another stands in front")
+
+
+def _not_isolating(model: Any, why: str) -> ModelError:
+    return ModelError(
+        f"training.documents: `isolated` does not work with this model: {type(model).__name__} "
+        f"{why}, with the attention `{model.config._attn_implementation}`. Set it to `joined`."
+    )
+
+
 def _with_adapter(model: "PreTrainedModel", adapter: str) -> Any:
     from peft import PeftModel
 
@@ -185,7 +254,7 @@ def weights_identity(source: str, revision: str | None = None) -> str:
             "profile."
         ) from error
     folder = Path(str(config)).parent
-    if folder.parent.name == "snapshots":
+    if folder.parent.name == "snapshots" and not Path(source).is_dir():
         return folder.name
     parts: list[object] = [Path(str(config)).read_text(encoding="utf-8")]
     for path in sorted(folder.glob("*.safetensors")):
@@ -196,3 +265,13 @@ def weights_identity(source: str, revision: str | None = None) -> str:
                 parts.append(hashlib.sha256(handle.read(SAMPLE_BYTES)).hexdigest())
         parts += [path.name, size]
     return content_hash("weights", parts)
+
+
+def tokenizer_identity(tokenizer: "PreTrainedTokenizerFast") -> str:
+    """Tells a tokenizer from another one: a hash of its vocabulary, rules and special tokens.
+
+    To be taken when it has just been loaded: the state of a tokenizer that was used also holds how
+    it last padded.
+    """
+    special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
+    return content_hash("tokenizer", tokenizer.backend_tokenizer.to_str(), special)

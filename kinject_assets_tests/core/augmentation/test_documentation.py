@@ -10,7 +10,12 @@ from kinject_assets.core.results.loader import DATABASE
 from kinject_assets.core.results.tables import fetch
 from kinject_assets.core.statistics.comparisons import FAMILIES
 from kinject_assets.core.store import Store
-from kinject_assets_tests.core.augmentation.test_facts import DROPPED, KEPT
+from kinject_assets_tests.core.augmentation.test_facts import (
+    DROPPED,
+    KEPT,
+    UNITS_FOUND,
+    UNITS_SPELT,
+)
 
 PAGE = (Path(__file__).parents[3] / "docs" / "augmentation.md").read_text(encoding="utf-8")
 TEXT = " ".join(PAGE.split())
@@ -28,6 +33,9 @@ def test_constants_are_declared() -> None:
     assert f"shorter than {SHORTEST} of" in TEXT
     assert f"{len(DROPPED)} sentences whose loss must be found" in TEXT
     assert f"{len(KEPT)} rewordings that lose nothing" in TEXT
+    changed, found = UNITS_FOUND
+    assert f"found in {found} of {changed} cases" in TEXT
+    assert f"taken for another in none of {UNITS_SPELT}" in TEXT
     assert all(f"`{f.name}`" in PAGE for f in FAMILIES if f.name.startswith("aug_"))
 
 

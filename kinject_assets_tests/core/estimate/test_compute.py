@@ -90,6 +90,14 @@ def test_training_is_epochs_times_rates_and_a_control_is_trained_once(
     )
 
 
+def test_replay_comes_on_top_of_the_corpus(profile_of: ProfileOf, store: Store) -> None:
+    plain = reckon(profile_of(), store)
+    mixed = reckon(profile_of(training={"replay_text": "a.txt", "replay_share": 0.2}), store)
+    for recipe in ("full.p00", "full.p02", "full.r02"):
+        own = plain.epoch_tokens("docs", "small", recipe)
+        assert mixed.epoch_tokens("docs", "small", recipe) == pytest.approx(own / 0.8)
+
+
 def test_a_made_checkpoint_says_what_its_epoch_was(profile_of: ProfileOf, store: Store) -> None:
     profile = profile_of(training={"epochs": 5, "learning_rates": [1e-4]})
     counts: dict[str, Any] = {"packed_tokens": 3000, "epochs": 3, "training_seconds": 2.0}
@@ -228,6 +236,30 @@ def test_more_shots_and_chunks_cost_more(profile_of: ProfileOf, store: Store) ->
     reckoner = reckon(profile_of(), store)
     costs = [reckoner.answering("docs", (5,), k) for k in ((0,), (1,), (1, 2), (1, 2, 3))]
     assert all(less < more for less, more in pairwise(costs))
+
+
+def test_each_further_retriever_costs_its_chunks_again(profile_of: ProfileOf, store: Store) -> None:
+    def read(engine: str, retrievers: int) -> float:
+        reckoner = reckon(profile_of(scoring={"engine": engine}), store)
+        return reckoner.answering("docs", (5,), (1, 2), retrievers)
+
+    assert read("hf", 2) == pytest.approx(2 * read("hf", 1))
+    # The shots are read once for both.
+    assert 1.5 * read("hf-prefix", 1) < read("hf-prefix", 2) < 2 * read("hf-prefix", 1)
+    profile = profile_of(
+        retrieval={
+            "encoder": {"model": "BAAI/bge-small-en-v1.5"},
+            "retrievers": ["dense", "lexical"],
+        }
+    )
+    one, two = (
+        {work.cell: work.forward for work in reckon(p, store).work()}
+        for p in (profile_of(), profile)
+    )
+    assert {cell.split("/")[0] for cell in one if two[cell] > one[cell]} == {
+        "answers_rag",
+        "answers_ft_rag",
+    }
 
 
 # --- models

@@ -43,6 +43,21 @@ def test_vectors_have_the_encoders_dimension(profile_of: ProfileOf, store: Store
     assert "embeddings/docs" not in {row.cell for row in disk(unknown, store).space()}
 
 
+def test_each_retriever_has_its_rows_and_answers(profile_of: ProfileOf, store: Store) -> None:
+    def size(**retrieval: list[str]) -> dict[str, float]:
+        profile = profile_of(
+            retrieval={"encoder": {"model": "BAAI/bge-small-en-v1.5"}, **retrieval}
+        )
+        return {row.cell: row.bytes for row in disk(profile, store).space()}
+
+    one, ranked = size(), size(also_ranked=["lexical"])
+    answered = size(retrievers=["dense", "lexical"])
+    assert ranked["retrieved/docs"] > 1.7 * one["retrieved/docs"]
+    assert ranked["retrieved/docs"] == answered["retrieved/docs"]
+    cell = next(name for name in one if name.startswith("answers_rag/docs"))
+    assert ranked[cell] == one[cell] < answered[cell]
+
+
 def test_downloads_are_of_models_that_are_not_here(profile_of: ProfileOf, store: Store) -> None:
     found = disk(profile_of(), store).downloads()
     assert found == {"some/model-100m": 200_000_000, "BAAI/bge-small-en-v1.5": 66_720_000}

@@ -6,12 +6,14 @@ How well the gates do on real passages is measured by `kinject_assets_tests.benc
 import random
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kinject_assets.core.exams.gates import GATES, Asked, Item, ask_the_same, gate
+from kinject_assets.core.exams import gates
+from kinject_assets.core.exams.gates import GATES, Asked, Item, ask_the_same, gate, says_the_same
 from kinject_assets.lab.grammar import tell
 from kinject_assets.lab.things import draw_things
 from kinject_assets.lab.writer import write_questions
@@ -143,6 +145,165 @@ def test_gates_leave_look_alikes_alone(gate_name: str, question: Item) -> None:
     assert GATES[gate_name](question) is None
 
 
+APART = [
+    # Versions, flags, code.
+    ("3.10", "3.1"),
+    ("version 2.20", "version 2.2"),
+    ("v1.20", "v1.2"),
+    ("3.10.1", "3.1.01"),
+    ("-v", "-V"),
+    ("--all", "-all"),
+    ("-r", "r"),
+    ("Foo()", "foo()"),
+    ("x_y", "xy"),
+    (".git", "git"),
+    ("!=", "="),
+    ("\\n", "n"),
+    # Formulae, symbols, prefixes of units.
+    ("CO", "Co"),
+    ("Hf", "HF"),
+    ("the CO molecule", "the Co molecule"),
+    ("k", "K"),
+    ("5 mW", "5 MW"),
+    ("5 mA", "5 kA"),
+    ("2 GB", "2 Gb"),
+    ("5 AUD", "5 USD"),
+    ("10⁵", "105"),
+    # Signs, ranges, bounds.
+    ("-5", "5"),
+    ("–5 °C", "5 °C"),
+    ("minus five", "5"),
+    ("-$5", "$5"),
+    ("+5", "5"),
+    ("±5", "5"),
+    ("<5", "5"),
+    ("-5 to 5", "5"),
+    ("10–20", "20"),
+    ("10-20 years", "10 years"),
+    ("over 18", "under 18"),
+    ("at least 5", "at most 5"),
+]
+
+ALIKE = [
+    ("The Hague", "the hague"),
+    ("ROME", "Rome"),
+    ("McDonald's", "Mcdonalds"),
+    ("AC/DC", "ac/dc"),
+    ("Group A", "group a"),
+    ("U.S.", "US"),
+    ("Foo()", "`Foo`"),
+    ("(Rome)", "Rome."),
+    ("0.50", "0.5"),
+    ("$3.50", "$3.5"),
+    ("2.50 m", "2.5 metres"),
+    ("1.50 million", "1,500,000"),
+    ("3.0", "3"),
+    ("-5", "minus five"),
+    ("−5 °C", "-5 degrees Celsius"),
+    ("-$5", "minus 5 dollars"),
+    ("5–10", "5 to 10"),
+    ("-10--5", "-10 to -5"),
+    ("over 50", "50"),
+    ("5 MW", "5,000 kilowatts"),
+    ("16 GB", "16 gigabytes"),
+    ("100 KB", "100 kB"),
+    ("300 minutes", "5 hours"),
+    ("20th century", "twentieth century"),
+]
+
+
+@pytest.mark.parametrize(("one", "other"), APART)
+def test_case_signs_and_dots_tell_options_apart_where_they_mean_something(
+    one: str, other: str
+) -> None:
+    for first, second in ((one, other), (other, one)):
+        assert not says_the_same(first, second)
+        assert GATES["distinct"](item("Which?", "Rome", first, second, "Prague")) is None
+        assert GATES["single"](item("Which?", first, second, "Kiel", "Prague")) is None
+
+
+@pytest.mark.parametrize(("one", "other"), ALIKE)
+def test_case_signs_and_dots_of_prose_are_no_difference(one: str, other: str) -> None:
+    for first, second in ((one, other), (other, one)):
+        assert GATES["distinct"](item("Which?", "Rome?", first, second, "Prague")) is not None
+        assert GATES["single"](item("Which?", first, second, "Kiel", "Prague")) is not None
+
+
+def test_options_that_differ_in_case_alone_are_told_apart_by_it() -> None:
+    cased = item("Which is the constant?", "True", "TRUE", "true", "1")
+    assert GATES["distinct"](cased) is None
+    assert GATES["single"](cased) is None
+    again = item("Which is the constant?", "True", "TRUE", "TRUE", "true")
+    assert GATES["distinct"](again) is not None
+    spelt = item("How many?", "12", "twelve", "a dozen", "13")
+    assert GATES["single"](spelt) is not None
+
+
+def test_answers_that_a_sign_tells_apart_are_no_near_duplicates() -> None:
+    verbose = item("Which flag makes the tool print more of its work?", "-v", "-q", "-h", "-x")
+    shown = item("Which flag makes the tool print more on its version?", "-V", "-q", "-h", "-x")
+    assert not ask_the_same(verbose, shown)
+    assert ask_the_same(verbose, replace(shown, options=("-v", "-q", "-h", "-x")))
+
+
+CIRCUMSTANCES = [
+    ("The final was won by Smith and Jones.", "Who won the final?"),
+    ("The first film was directed by Smith and Jones.", "Who directed the first film?"),
+    ("In the final match, Smith and Jones scored.", "Who scored in the final match?"),
+    ("After the war, Smith and Jones led it.", "Who led it after the war?"),
+    ("Smith and Jones fought in the First World War.", "Who fought in the First World War?"),
+    ("Smith and Jones sold at least 40 of them.", "Who sold at least 40 of them?"),
+    ("Most of it was built by Smith and Jones.", "Who built most of it?"),
+    ("Smith and Jones kept two-year-old horses.", "Who kept two-year-old horses?"),
+]
+
+CHOICES = [
+    ("The first owner, Smith, and Jones were rich.", "Who was the first owner?"),
+    ("They are Jones and Smith, the second largest owner.", "Who is the second largest owner?"),
+    ("It belonged to Smith and Jones.", "Who owned it first?"),
+    ("The largest owners were Smith and Jones.", "Who was the largest owner?"),
+    ("It was owned by Jones and Smith.", "Who owned it after Jones?"),
+    ("In the first race, Smith and Jones rode.", "Who finished first?"),
+    ("Smith and Jones were its owners.", "Which of the two owners was older?"),
+]
+
+
+@pytest.mark.parametrize(("passage", "stem"), CIRCUMSTANCES)
+def test_a_word_that_chooses_nothing_saves_no_question(passage: str, stem: str) -> None:
+    assert GATES["alone"](item(stem, "Smith", "Jones", "Kiel", "Bonn", passage=passage)) is not None
+
+
+@pytest.mark.parametrize(("passage", "stem"), CHOICES)
+def test_a_question_that_chooses_among_what_is_named_together_stands(
+    passage: str, stem: str
+) -> None:
+    assert GATES["alone"](item(stem, "Smith", "Jones", "Kiel", "Bonn", passage=passage)) is None
+
+
+@pytest.mark.parametrize(
+    "unit", ["Smith and Jones and ", "Smith, Jones, ", "Smith, ", "a, ", "and ", "(Smith (Jones "]
+)
+def test_lists_without_end_are_compared_in_bounded_work(
+    unit: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+    compare = gates._coordinated
+
+    def counted(pieces: list[str], end: int, start: int, stop: int) -> bool:
+        seen.append(start - end)
+        return compare(pieces, end, start, stop) and False
+
+    monkeypatch.setattr(gates, "_coordinated", counted)
+    for size in (1_000, 10_000, 100_000):
+        passage = unit * (size // len(unit))
+        seen.clear()
+        question = item("Who?", "Smith", "Jones", "Smith Jones", "Smith and", passage=passage)
+        assert GATES["alone"](question) is None
+        # Every stretch between two options is looked at once for each wrong option, at most.
+        assert len(seen) <= 3 * 2 * gates.MOST_PLACES
+        assert sum(seen) <= 3 * len(passage)
+
+
 def test_two_questions_on_one_fact_are_found_whichever_way_they_are_put() -> None:
     assert ask_the_same(
         BORN, item("What is the birthplace of Marie Curie, born in Poland?", "Warsaw")
@@ -227,3 +388,11 @@ def test_odd_texts_are_judged_quickly(odd: str) -> None:
         for check in GATES.values():
             check(Item(stem, options, 0, passage, odd))
     assert time.perf_counter() - start < 5
+
+
+def test_the_page_says_how_many_pairs_are_tested() -> None:
+    page = " ".join((Path(__file__).parents[3] / "docs" / "exams.md").read_text("utf-8").split())
+    assert f"The tests have {len(APART)} pairs of options" in page
+    assert f"apart, {len(ALIKE)} that those do not" in page
+    assert f"{len(CIRCUMSTANCES)} questions with a choosing word" in page
+    assert f"and {len(CHOICES)} that choose" in page

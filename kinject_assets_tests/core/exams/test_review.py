@@ -398,6 +398,15 @@ def test_spreadsheets_with_semicolons_and_more_columns_are_read(
         "007",
         "1E5",
         "TRUE",
+        " =1+1",
+        "＝1+1",
+        "9. November 1989",
+        "3 März",
+        "9 de noviembre de 1989",
+        "3 août 1990",
+        "5 мая 1990",
+        "1989年11月9日",
+        "WAHR",
     ],
 )
 def test_what_a_spreadsheet_would_change_is_defused(text: str) -> None:
@@ -405,7 +414,10 @@ def test_what_a_spreadsheet_would_change_is_defused(text: str) -> None:
     assert restored(defused(text)) == text
 
 
-@pytest.mark.parametrize("text", ["1903", "Bea", "'tis", "in May", "", "'", "8376 m", "0"])
+@pytest.mark.parametrize(
+    "text",
+    ["1903", "Bea", "'tis", "in May", "", "'", "8376 m", "0", "12 rooms", "Apollo 11", "Setúbal"],
+)
 def test_other_cells_are_as_they_are(text: str) -> None:
     assert defused(text) == restored(text) == text
 

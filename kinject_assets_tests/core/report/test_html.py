@@ -1,16 +1,21 @@
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
+import duckdb
 import pytest
 
 from kinject_assets.config import Lab, Profile
 from kinject_assets.core.errors import MissingArtefact
+from kinject_assets.core.report.figures import FIGURES, Source
 from kinject_assets.core.report.html import verdict_sentence, write_report
 from kinject_assets.core.results.loader import DATABASE, build_database
-from kinject_assets.core.results.tables import fetch
+from kinject_assets.core.results.tables import QueryError, fetch
 from kinject_assets.core.store import Store
 from kinject_assets_tests.core.results import synthetic
+from kinject_assets_tests.core.results.test_retrievers import add_lexical
+from kinject_assets_tests.core.results.test_retrievers import profile as profile_with
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}
 
@@ -84,8 +89,10 @@ def test_numbers_are_those_of_the_database(page: str, built: Store) -> None:
 def test_sections_have_their_plots(page: str) -> None:
     captions = re.findall(r"<figcaption>(.*?)</figcaption>", page)
     assert any("K = 0 is the base model" in c for c in captions)
-    assert any("The control repeats" in c for c in captions)
+    assert any("The control (dashed) repeats" in c for c in captions)
     assert any("Loss by epoch" in c for c in captions)
+    assert any("was the chunk that the question was written from" in c.lower() for c in captions)
+    assert len(captions) == len(set(captions))
 
 
 def test_the_lab_says_that_it_is_one(built: Store, tmp_path: Path, page: str) -> None:
@@ -105,6 +112,26 @@ def test_a_report_without_answers(tmp_path: Path) -> None:
     found = _Page((tmp_path / "report.html").read_text(encoding="utf-8"))
     assert "cannot be compared yet" in found.text
     assert "No corpus of Table 1 has been scored" in found.text
+    assert "Nothing was answered with retrieved text." in found.text
+
+
+def test_a_figure_that_fails_leaves_the_rest_of_the_report(
+    built: Store, tmp_path: Path, page: str
+) -> None:
+    database = Path(shutil.copy(built.root / DATABASE, tmp_path))
+    with duckdb.connect(str(database)) as connection:
+        connection.execute("DROP VIEW rag_errors")
+    profile = synthetic.profile()
+    with pytest.raises(QueryError, match="rag_errors"):
+        FIGURES["figure_rag_errors"](Source(database, profile))
+    write_report(database, profile, tmp_path / "report.html")
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    found = _Page(text)
+    assert "figure_rag_errors could not be drawn. QueryError: " in found.text
+    assert found.open == []
+    captions = re.findall(r"<figcaption>(.*?)</figcaption>", page)
+    left = re.findall(r"<figcaption>(.*?)</figcaption>", text)
+    assert left == [c for c in captions if not c.startswith("Answers on ")] != captions
 
 
 def test_no_database_is_said(tmp_path: Path) -> None:
@@ -167,6 +194,34 @@ def test_seeds_are_shown_where_there_are_any(rich: Store, rich_page: str, page: 
         assert ", ".join(f"{accuracy:.3f}" for accuracy in row["accuracies"]) in section
         assert (row["verdict"] or "not tested") in section
     assert not _section(page, "seeds") and "#seeds" not in page
+
+
+def test_seeds_are_those_of_the_studys_retriever(
+    rich: Store, rich_page: str, tmp_path: Path
+) -> None:
+    database = Path(shutil.copy(rich.root / DATABASE, tmp_path))
+    with duckdb.connect(str(database)) as connection:
+        connection.execute(
+            "INSERT INTO pooled SELECT * REPLACE ('lexical' AS retriever) FROM pooled "
+            "WHERE retriever = 'dense'"
+        )
+        added = connection.execute("SELECT count(*) FROM pooled WHERE retriever = 'lexical'")
+        assert (added.fetchone() or [0])[0] > 0
+    write_report(database, synthetic.profile(), tmp_path / "report.html")
+    again = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert _section(again, "seeds") == _section(rich_page, "seeds")
+
+
+def test_retrievers_that_are_compared_are_named(tmp_path: Path) -> None:
+    store = synthetic.write_lake(tmp_path / "lake")
+    add_lexical(store)
+    both = profile_with("dense", "lexical")
+    build_database(store, both)
+    write_report(store.root / DATABASE, both, tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    of_retrievers = _section(page, "comparisons").partition("Is another retriever better")[2]
+    assert "rag lexical 0-shot" in of_retrievers and "rag dense 0-shot" in of_retrievers
+    assert "rag dense" not in page.replace(of_retrievers, "")
 
 
 def test_collapsed_letters_are_named(rich_page: str, page: str) -> None:

@@ -9,8 +9,10 @@ from kinject_assets.core.report.plots import (
     Point,
     accuracy_by_k,
     accuracy_by_paraphrases,
+    loss_by_rate,
     loss_curves,
     markdown_image,
+    smoothed,
     table_bars,
 )
 
@@ -27,6 +29,7 @@ LOSSES = {"training": [(1, 2.0), (2, 1.5)], "validation": [(1, 2.1), (2, float("
         accuracy_by_k(CURVES, chance=0.25),
         accuracy_by_paraphrases(CURVES),
         loss_curves(LOSSES),
+        loss_by_rate([(1e-5, [(1, 2.0), (2, 1.5)]), (1.0, [(1, float("nan"))])]),
         table_bars({"row": {"Base": Point(0.3, 0.2, 0.4)}, "other": {}}, chance=0.25),
         accuracy_by_k({}),
     ],
@@ -37,6 +40,16 @@ def test_plots_are_images_small_enough_for_the_event_log(image: bytes) -> None:
     assert min(picture.size) >= 300
     assert markdown_image(image).startswith("![plot](data:image/png;base64,")
     assert len(markdown_image(image)) <= LIMIT + 100
+
+
+def test_a_long_curve_is_smoothed_and_keeps_its_mean() -> None:
+    points = [(float(x), float(x % 2)) for x in range(1000)] + [(1000.0, float("inf"))]
+    curve = smoothed(points, most=100)
+    assert len(curve) == 100
+    assert {y for _, y in curve} == {0.5}
+    assert curve[0][0] == 4.5
+    assert smoothed(points[:7]) == points[:7]
+    assert smoothed([]) == []
 
 
 def test_the_same_numbers_give_the_same_bytes() -> None:

@@ -136,7 +136,7 @@ def condition(corpus: str, method: str, k: int, shots: int, recipe: str) -> sche
         method=method,
         shots=shots,
         k=k,
-        retriever="encoder" if k else "",
+        retriever="dense" if k else "",
         query="question" if k else "",
         choice_format="letter",
         rotation=False,
@@ -191,6 +191,7 @@ def checkpoint(corpus: str, recipe: str) -> schema.Checkpoint:
         epochs=2,
         steps=10,
         packed_tokens=1000,
+        replay_tokens=0,
         validation_loss=1.5,
         seconds=3.0,
     )
@@ -280,7 +281,7 @@ def _write_corpus(store: Store, corpus: str, numbers: Sequence[int]) -> None:
         schema.Retrieved(
             corpus=corpus,
             question_id=q.question_id,
-            retriever="encoder",
+            retriever="dense",
             rank=rank,
             chunk_id=chunks[(i + rank - 1) % len(chunks)].chunk_id,
             score=1 / rank,

@@ -25,7 +25,7 @@ CONTRACT = {
     "paraphrases": "paraphrase_id chunk_id purpose ordinal seed generator text augmentation",
     "retrieved": "corpus question_id retriever rank chunk_id score hit",
     "checkpoints": "checkpoint_id corpus model recipe seed method n_paraphrases repeats "
-    "learning_rate epochs steps packed_tokens validation_loss seconds augmentation",
+    "learning_rate epochs steps packed_tokens replay_tokens validation_loss seconds augmentation",
     "trials": "checkpoint_id trial learning_rate epoch training_loss validation_loss kept",
     "damage": "checkpoint_id probe before after",
     "conditions": "condition_id corpus model recipe seed method shots k retriever query "
@@ -43,6 +43,9 @@ CONTRACT = {
     "triage": "question_id stratum closed_book options_only question_only open_book rival models",
     "optimism": "corpus model recipe method shots k_cross_fitted stability cross_fitted "
     "k_test_best test_best gap",
+    "retrieval_quality": "corpus retriever k n recall ci_low ci_high mrr",
+    "rag_errors": "condition_id corpus model method recipe shots k retriever n hit_right hit_wrong "
+    "miss_right miss_wrong",
     "claims": "claim statement verdict evidence family aggregation rule",
     "generations": "generation_id purpose model attempt input_tokens output_tokens cost_usd "
     "seconds state created_at",

@@ -1,14 +1,18 @@
-from pathlib import Path
-
-import faiss
 import numpy as np
 import pytest
 
-from kinject_assets import config
-from kinject_assets.core.errors import BrokenArtefact, MissingArtefact
 from kinject_assets.core.retrieval.encoder import Embeddings, EncoderIdentity
-from kinject_assets.core.retrieval.index import INDEX, build_index, load_index, save_index
-from kinject_assets.core.retrieval.search import mean_reciprocal_rank, recall_at, retrieve
+from kinject_assets.core.retrieval.index import ChunkIndex, build_index
+from kinject_assets.core.retrieval.search import (
+    LEAST,
+    as_rows,
+    best,
+    hit_ranks,
+    hits_at,
+    mean_reciprocal_rank,
+    nearest,
+    recall_at,
+)
 from kinject_assets.core.schema import Question, Retrieved
 
 DIMENSION = 16
@@ -49,15 +53,8 @@ def questions(count: int, chunk_id: str | None = None) -> list[Question]:
 
 def search(vectors: np.ndarray, queries: np.ndarray, depth: int) -> list[Retrieved]:
     index = build_index(embeddings(vectors))
-    return retrieve(
-        "rivers",
-        questions(len(queries), "c3"),
-        index.chunk_ids,
-        index.index,
-        queries,
-        config.Retrieval.model_validate({"depth": depth}),
-        "dense",
-    )
+    asked = questions(len(queries), "c3")
+    return as_rows("rivers", asked, index.chunk_ids, "dense", nearest(index, queries, depth))
 
 
 def test_ranks_as_brute_force_does() -> None:
@@ -76,16 +73,41 @@ def test_ranks_as_brute_force_does() -> None:
         assert [row.hit for row in mine] == [row.chunk_id == "c3" for row in mine]
 
 
-def test_equal_scores_rank_in_corpus_order_even_across_the_last_place() -> None:
+@pytest.mark.parametrize("copies", [5, 30])
+def test_equal_scores_rank_in_corpus_order_even_across_the_last_place(copies: int) -> None:
     vectors = unit_rows(40, 3)
-    vectors[[5, 17, 30, 38]] = vectors[22]
+    same = sorted(np.random.default_rng(0).permutation(40)[:copies])
+    vectors[same] = vectors[22]
     rows = search(vectors, vectors[22][None], depth=3)
-    assert [row.chunk_id for row in rows] == ["c5", "c17", "c22"]
+    assert [row.chunk_id for row in rows] == [f"c{row}" for row in sorted({*same, 22})[:3]]
 
 
 def test_a_corpus_smaller_than_the_depth_gives_what_it_has() -> None:
     rows = search(unit_rows(4, 4), unit_rows(2, 5), depth=10)
     assert [row.rank for row in rows] == [1, 2, 3, 4] * 2
+
+
+def test_what_an_approximate_index_leaves_out_comes_last_in_corpus_order() -> None:
+    class Forgetful(ChunkIndex):
+        def search(self, queries: np.ndarray, depth: int) -> tuple[np.ndarray, np.ndarray]:
+            scores, rows = super().search(queries, depth)
+            scores[rows % 3 == 0], rows[rows % 3 == 0] = -np.inf, -1
+            return scores, rows
+
+    whole = build_index(embeddings(unit_rows(8, 6)))
+    index = Forgetful(**vars(whole))
+    (ranked,) = nearest(index, unit_rows(1, 7), 7)
+    (everything,) = nearest(whole, unit_rows(1, 7), 8)
+    there = [(row, score) for row, score in everything if row % 3]
+    assert ranked == [*there, (0, LEAST), (3, LEAST)]
+
+
+def test_the_best_of_a_whole_corpus_are_those_of_a_stable_sort() -> None:
+    scores = np.random.default_rng(1).integers(0, 4, 50).astype(np.float32)
+    for depth in (1, 7, 49, 50, 60):
+        expected = np.argsort(-scores, kind="stable")[:depth]
+        assert best(scores, depth) == [(row, scores[row]) for row in expected]
+    assert best(np.zeros(0, dtype=np.float32), 3) == []
 
 
 def test_recall_and_reciprocal_rank_of_known_ranks() -> None:
@@ -102,38 +124,10 @@ def test_recall_and_reciprocal_rank_of_known_ranks() -> None:
 
     rows = [row("a", 1, True), row("a", 2, False), row("b", 1, False), row("b", 2, True)]
     rows += [row("c", 1, False), row("c", 2, False)]
+    assert hit_ranks(rows) == {"a": 1, "b": 2, "c": None}
+    assert (hits_at(rows, 1), hits_at(rows, 2)) == ({"a"}, {"a", "b"})
     assert recall_at(rows, 1) == pytest.approx(1 / 3)
     assert recall_at(rows, 2) == pytest.approx(2 / 3)
     assert mean_reciprocal_rank(rows) == pytest.approx((1 + 0.5 + 0) / 3)
     with pytest.raises(ValueError, match="no retrieved rows"):
         recall_at([], 1)
-
-
-def test_index_survives_the_disk(tmp_path: Path) -> None:
-    vectors = unit_rows(20, 6)
-    save_index(tmp_path, build_index(embeddings(vectors)))
-    loaded = load_index(tmp_path, identity())
-    assert loaded.chunk_ids == [f"c{row}" for row in range(20)]
-    assert np.array_equal(loaded.index.reconstruct_n(0, 20), vectors)
-
-
-def test_damage_and_other_encoders_are_refused_by_name(tmp_path: Path) -> None:
-    save_index(tmp_path, build_index(embeddings(unit_rows(20, 7))))
-    with pytest.raises(BrokenArtefact, match=r"other-weights[\s\S]*faiss_index"):
-        load_index(tmp_path, identity("other-weights"))
-    path = tmp_path / INDEX
-    whole = path.read_bytes()
-    path.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(BrokenArtefact, match=r"index\.faiss: not a readable FAISS index"):
-        load_index(tmp_path)
-    faiss.write_index(faiss.IndexFlatIP(DIMENSION + 1), str(path))
-    with pytest.raises(BrokenArtefact, match="holds 0 vectors of 17 numbers"):
-        load_index(tmp_path)
-    faiss.write_index(faiss.IndexFlatL2(DIMENSION), str(path))
-    with pytest.raises(BrokenArtefact, match="not a flat inner-product index"):
-        load_index(tmp_path)
-
-
-def test_an_empty_corpus_has_no_index() -> None:
-    with pytest.raises(MissingArtefact, match="no chunks to search"):
-        build_index(embeddings(unit_rows(0, 8)))

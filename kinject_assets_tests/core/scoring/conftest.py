@@ -101,7 +101,7 @@ def request_of(base: Path, exam: Path, tmp_path: Path):
             "questions": str(exam / "questions.parquet"),
             "chunks": str(exam / "chunks.parquet"),
             "retrieved": str(exam / "retrieved.parquet"),
-            "retriever": "dense",
+            "retrievers": ("dense",),
             "query": "question",
             "shots": (0,),
             "k": (0,),

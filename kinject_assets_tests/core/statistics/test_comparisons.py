@@ -255,3 +255,24 @@ def test_enough_questions_need_no_more() -> None:
     (c,) = compare_all([replace(_system("rag", 0.5, k=1), outcomes=outcomes), base])
     assert c.more_questions == 0
     assert c.detectable_difference is not None and c.detectable_difference <= WORTHWHILE
+
+
+def test_other_retrievers_are_compared_with_the_studys_alone() -> None:
+    def other(system: System) -> System:
+        c = replace(system.condition, retriever="fused", condition_id=f"{system.condition.k}f")
+        return replace(system, condition=c, studied=False)
+
+    ours = [_system("base", 0.3), _system("rag", 0.8, k=2), _system("ft", 0.5, recipe="full.p00")]
+    fine_tuned = [_system("ft_rag", 0.7, recipe=r, k=1) for r in ("full.p00", "full.r10")]
+    theirs = [other(_system("rag", 0.6, k=3)), *map(other, fine_tuned)]
+    alone, both = compare_all([*ours, *fine_tuned]), compare_all([*ours, *fine_tuned, *theirs])
+    assert [c for c in both if c.family != "retriever"] == alone
+    found = {(c.condition_a, c.condition_b) for c in both if c.family == "retriever"}
+    assert found == {
+        ("3f", ours[1].condition.condition_id),
+        ("1f", fine_tuned[0].condition.condition_id),
+    }
+    (rag,) = [c for c in both if c.condition_a == "3f"]
+    a, b = theirs[0].outcomes, ours[1].outcomes
+    assert rag.only_a == sum(a[q] and not b[q] for q in a)
+    assert rag.p_adjusted >= rag.p_value == mcnemar(rag.only_a, rag.only_b)

@@ -1,7 +1,14 @@
 import pytest
 
 from kinject_assets.core.schema import Answer
-from kinject_assets.core.statistics.letters import BELOW_CHANCE, ONE_LETTER, Place, collapse, places
+from kinject_assets.core.statistics.letters import (
+    BELOW_CHANCE,
+    ONE_LETTER,
+    Place,
+    collapse,
+    entropy,
+    places,
+)
 
 
 def _answer(gold: int, choice: int, shown: list[int], options: int = 4) -> Answer:
@@ -73,3 +80,13 @@ def _places(chosen: float, gold: float) -> list[Place]:
 )
 def test_collapse(correct: int, chosen: float, gold: float, why: str) -> None:
     assert collapse(correct, 100, 0.25, _places(chosen, gold)) == why
+
+
+def test_entropy_of_places_against_scipy() -> None:
+    from scipy.stats import entropy as of_shares
+
+    shares = [0.5, 0.3, 0.2, 0.0]
+    found = [Place(i, "ABCD"[i], 10, 0.25, share) for i, share in enumerate(shares)]
+    assert entropy(found) == pytest.approx(of_shares(shares, base=2))
+    assert entropy([]) == 0
+    assert entropy([Place(0, "A", 10, 0.25, 1.0)]) == 0

@@ -1,5 +1,6 @@
 import random
 from collections.abc import Mapping
+from dataclasses import replace
 from statistics import fmean, stdev
 
 import numpy as np
@@ -192,3 +193,21 @@ def test_counting_answers_as_questions_would_be_too_sure() -> None:
     honest = pooled_interval(means.tolist(), 3)
     naive = wilson(int(means.sum() * 3), 600)
     assert honest.high - honest.low > 1.3 * (naive.high - naive.low)
+
+
+def test_another_retriever_is_adjusted_by_itself() -> None:
+    systems = [
+        _system("rag", _draw(0.3, "rag"), k=2),
+        *(
+            _system("ft_rag", _draw(0.42, recipe), recipe=recipe, seed=seed, k=2)
+            for seed, recipe in enumerate(RECIPES)
+        ),
+    ]
+    other = [
+        replace(s, condition=replace(s.condition, retriever="other"), studied=False)
+        for s in systems
+    ]
+    alone, both = pool_all(systems), pool_all([*systems, *other])
+    assert len(alone) == 1
+    assert [row for row in both if row.retriever != "other"] == alone
+    assert [row.p_adjusted for row in both] == [row.p_value for row in both]
