@@ -6,6 +6,7 @@ answer, and folds a figure, its scale and its unit into one value: 5 km is 5,000
 since each can be lost: 5 km told as 5 m has lost its unit. What the words mean is here, once.
 """
 
+import re
 from dataclasses import dataclass
 
 ONES = {
@@ -179,3 +180,38 @@ def unit_of(word: str) -> Unit | None:
     """The unit that a word, symbol or mark stands for where it follows a number, or `None`."""
     low = word.casefold()
     return _SYMBOLS.get(word) or _WORDS.get(low) or _FOLDED.get(low)
+
+
+_ROMAN = re.compile(r"(?=[IVX]{2,})X{0,3}(?:IX|IV|V?I{0,3})")
+_ROMAN_DIGITS = {"I": 1, "V": 5, "X": 10}
+
+
+def roman(word: str) -> set[str]:
+    """Key of a Roman numeral of two letters or more, up to XXXIX; empty for any other word."""
+    if not _ROMAN.fullmatch(word):
+        return set()
+    digits = [_ROMAN_DIGITS[letter] for letter in word]
+    after = [*digits[1:], 0]
+    return {str(sum(-a if a < b else a for a, b in zip(digits, after, strict=True)))}
+
+
+SHORT_MONTHS = "Jan|Feb|Mar|Apr|Jun|Jul|Aug|Sept?|Oct|Nov|Dec"
+_YEARS = re.compile(
+    r"\b(\d\d)(\d\d)(\s?[–—-]\s?)(\d\d)\b(?![–—-]?\d)"
+    rf"(?!\s+(?:{'|'.join(MONTHS)}|{SHORT_MONTHS})\b)",
+    re.IGNORECASE,
+)
+"""A range whose second year is cut short: 1941-45, and not 1907 – 29 June."""
+
+
+def full_years(text: str) -> str:
+    """A text with the second year of its ranges in full: 1941-1945 for 1941-45."""
+
+    def years(match: re.Match[str]) -> str:
+        century, first, dash, last = match.groups()
+        counted = match.string[match.end() :].lstrip()[:1].isalpha()
+        if counted and dash != dash.strip():  # 2019 – 20 goals
+            return match[0]
+        return f"{century}{first}{dash}{century if last > first else ''}{last}"
+
+    return _YEARS.sub(years, text)

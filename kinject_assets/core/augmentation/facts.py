@@ -19,10 +19,16 @@ from kinject_assets.core.augmentation.numbers import (
     Sentence,
     Token,
     numbers,
-    roman,
 )
 from kinject_assets.core.corpus.chunking import sentences, spaceless
-from kinject_assets.core.quantities import CURRENCIES, MONTHS, unit_of
+from kinject_assets.core.quantities import (
+    CURRENCIES,
+    MONTHS,
+    SHORT_MONTHS,
+    full_years,
+    roman,
+    unit_of,
+)
 
 
 def normalised(text: str) -> str:
@@ -39,7 +45,10 @@ def normalised(text: str) -> str:
 def _parted(word: str) -> Iterator[str]:
     """Letters of scripts without spaces one by one, whatever is between them as it is."""
     for single, letters in groupby(word, spaceless):
-        yield from letters if single else ("".join(letters),)
+        if single:
+            yield from letters
+        else:
+            yield "".join(letters)
 
 
 def likeness(text: str, other: str) -> float:
@@ -126,15 +135,8 @@ _CALENDAR = frozenset((*MONTHS, *_DAYS))
 _VERBS = frozenset({"march", "may"})
 """Months that may be another word where a sentence starts."""
 
-_SHORT = "Jan|Feb|Mar|Apr|Jun|Jul|Aug|Sept?|Oct|Nov|Dec"
-_SHORT_MONTH = re.compile(rf"\b({_SHORT})\b\.?(?=\s+\d)|(?<=\d )({_SHORT})\b\.?")
+_SHORT_MONTH = re.compile(rf"\b({SHORT_MONTHS})\b\.?(?=\s+\d)|(?<=\d )({SHORT_MONTHS})\b\.?")
 _ISO_DATE = re.compile(r"\b(\d{4})-(0[1-9]|1[0-2])-([0-2]\d|3[01])\b")
-_YEARS = re.compile(
-    r"\b(\d\d)(\d\d)(\s?[–—-]\s?)(\d\d)\b(?![–—-]?\d)"
-    rf"(?!\s+(?:{'|'.join(MONTHS)}|{_SHORT})\b)",
-    re.IGNORECASE,
-)
-"""A range whose second year is cut short: 1941-45, and not 1907 – 29 June."""
 
 _GROUPED = re.compile(r"(?<=\d)[,\u00a0\u2009\u202f](?=\d{3}(?!\d))")
 _POWER = re.compile(r"\b(km|m|cm|mm|mi|ft|yd)[23]\b")
@@ -285,19 +287,6 @@ def _sentences(text: str) -> Iterator[list[Token]]:
                     end = match.end()
                 if tokens:
                     yield tokens
-
-
-def full_years(text: str) -> str:
-    """A text with the second year of its ranges in full: 1941-1945 for 1941-45."""
-
-    def years(match: re.Match[str]) -> str:
-        century, first, dash, last = match.groups()
-        counted = match.string[match.end() :].lstrip()[:1].isalpha()
-        if counted and dash != dash.strip():  # 2019 – 20 goals
-            return match[0]
-        return f"{century}{first}{dash}{century if last > first else ''}{last}"
-
-    return _YEARS.sub(years, text)
 
 
 def _plain(text: str) -> str:

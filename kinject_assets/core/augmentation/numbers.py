@@ -64,18 +64,6 @@ _TO_MINUS = re.compile(r"[–—-]\s?[-−]$")
 _LISTING = frozenset("and or to by x".split())
 _LISTED = re.compile(r"[\s,–—‐/×-]*")
 
-_ROMAN = re.compile(r"(?=[IVX]{2,})X{0,3}(?:IX|IV|V?I{0,3})")
-_ROMAN_DIGITS = {"I": 1, "V": 5, "X": 10}
-
-
-def roman(word: str) -> set[str]:
-    """Key of a Roman numeral of two letters or more, up to XXXIX; empty for any other word."""
-    if not _ROMAN.fullmatch(word):
-        return set()
-    digits = [_ROMAN_DIGITS[letter] for letter in word]
-    after = [*digits[1:], 0]
-    return {str(sum(-a if a < b else a for a, b in zip(digits, after, strict=True)))}
-
 
 @dataclass(frozen=True)
 class Number:

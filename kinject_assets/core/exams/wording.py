@@ -12,8 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 
-from kinject_assets.core.augmentation.facts import full_years
-from kinject_assets.core.augmentation.numbers import roman
 from kinject_assets.core.corpus.chunking import sentences as split_sentences
 from kinject_assets.core.quantities import (
     DEGREES,
@@ -24,6 +22,8 @@ from kinject_assets.core.quantities import (
     ORDINALS,
     SCALES,
     TENS,
+    full_years,
+    roman,
     unit_of,
 )
 
@@ -389,9 +389,7 @@ def told_apart(a: str, b: str) -> bool:
             letters = alone and len(piece) == len(twin) == 1
             # The answer NO is more often No than nitric oxide.
             formulae = (
-                _FORMULA.fullmatch(piece)
-                and _FORMULA.fullmatch(twin)
-                and piece.casefold() != "no"
+                _FORMULA.fullmatch(piece) and _FORMULA.fullmatch(twin) and piece.casefold() != "no"
             )
             if first[piece] or second[twin] or letters or formulae:
                 return True

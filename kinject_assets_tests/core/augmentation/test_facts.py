@@ -7,6 +7,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from kinject_assets import config
 from kinject_assets.core.augmentation.facts import (
@@ -14,10 +16,13 @@ from kinject_assets.core.augmentation.facts import (
     facts,
     foreign_words,
     invented_facts,
+    likeness,
     names,
+    normalised,
 )
 from kinject_assets.core.corpus.chunking import chunk_articles, sentences, token_counter
 from kinject_assets.core.corpus.cleaning import clean
+from kinject_assets.core.exams.wording import terms
 from kinject_assets.core.schema import Article, Chunk
 
 REALDATA = Path(
@@ -199,6 +204,50 @@ def test_odd_texts_do_no_harm(text: str) -> None:
     assert dropped_facts(text, text) == []
     assert invented_facts(text, text) == []
     assert names(text) == []
+
+
+_PARTS = st.one_of(
+    st.sampled_from(
+        "➀ ፩ ² ٣ ½ 5 2.5 1990 95 000 second minute half dozen hundred million and minus five "
+        "twenty third th s st k m sq $ € US$ % per cent ° C in - – . of to by May 2021 II 日本 "
+        "ก".split()
+    ),
+    st.sampled_from(["9" * 400, "9" * 5000]),
+    st.characters(categories=("Nd", "Nl", "No")),
+    st.text(max_size=6),
+)
+_ANY = st.lists(st.tuples(_PARTS, st.sampled_from(["", " ", "-", ", ", ". "])), max_size=8).map(
+    lambda parts: "".join(part + gap for part, gap in parts)
+)
+
+
+@settings(max_examples=500, deadline=None)
+@given(_ANY, _ANY)
+def test_no_text_is_too_odd_to_read(text: str, other: str) -> None:
+    facts(text)
+    terms(text)
+    names(text)
+    dropped_facts(text, other)
+    invented_facts(text, other)
+    foreign_words(text, other)
+
+
+@pytest.mark.parametrize(
+    "text", ["step ➀ of the plan", "፩ of them", "5 second", "9" * 5000 + "th place"]
+)
+def test_odd_numbers_are_read(text: str) -> None:
+    assert dropped_facts(text, text) == []
+    assert terms(text)
+
+
+def test_scripts_without_spaces_are_compared_letter_by_letter() -> None:
+    text = "居里夫人于一八六七年出生在波兰的华沙,后来在巴黎大学学习物理和数学"
+    other = "居里夫人于一八六七年出生在波兰的华沙,后来在柏林大学学习物理和数学"
+    assert likeness(text, other) == pytest.approx(1 - 2 / (len(text) - 1))
+    assert likeness(text, f"{text[:10]} {text[10:]}。") == 1
+    assert likeness(text, "他在一九零三年和丈夫一起获得诺贝尔奖") < 0.5
+    assert normalised("iPhone手机 in 2024年") == "iphone 手 机 in 2024 年"
+    assert normalised("A b-c, ärger 1,000") == "a b c ärger 1 000"
 
 
 def _real_chunks() -> Iterator[Chunk]:

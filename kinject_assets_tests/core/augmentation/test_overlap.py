@@ -1,5 +1,6 @@
 """What training has met of its exam and of its validation set is counted, and nothing else is."""
 
+import random
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -66,6 +67,7 @@ BORN = _question("In which town was the physicist Marie Curie born in the year 1
         (_pairs((BORN.stem, "in Warsaw")), True),
         (_pairs((BORN.stem.upper(), "Warsaw"), chunk="c2"), True),
         (_text(f"This may be asked: {BORN.stem} It was Warsaw."), True),
+        (_pairs((BORN.stem, "in Warsaw"), chunk="c2"), True),
         (
             _pairs(("In which town was physicist Marie Curie born in the year 1867?", "Warsaw")),
             False,
@@ -87,10 +89,57 @@ def test_a_question_that_is_trained_on_is_met(text: Paraphrase, exact: bool) -> 
         _pairs(("In which town was the physicist Marie Curie born in the year 1876?", "Warsaw")),
         _text("Marie Curie was born in Warsaw in the year 1867."),
         _text(f"Elsewhere it says: {BORN.stem}", "c2"),
+        _pairs((BORN.stem, "Lodz"), chunk="c2"),
     ],
 )
 def test_a_fact_in_other_words_and_a_question_of_one_mould_are_not_met(text: Paraphrase) -> None:
     assert met_questions([BORN], [text], NEAR) == []
+
+
+@pytest.mark.parametrize(
+    ("stem", "text", "met"),
+    [
+        ("Who won?", "The man who wondered went home", False),
+        ("Who won?", "They ask who won", True),
+        ("What is 3?", "What is 30 % of it?", False),
+        ("谁出生在华沙?", "有人问谁出生在华沙,没有人回答", True),
+        ("谁出生在华沙?", "有人问谁出生在柏林,没有人回答", False),
+    ],
+)
+def test_a_question_is_in_a_text_in_whole_words(stem: str, text: str, met: bool) -> None:
+    assert bool(met_questions([_question(stem, "Curie")], [_text(text)], NEAR)) == met
+
+
+def test_the_same_question_of_another_chunk_is_met_with_its_right_answer_alone() -> None:
+    asked = _question("What is the main colour of the flag that the city council has?", "blue")
+    other = _pairs((asked.stem, "red"), chunk="c2")
+    assert likeness(f"{asked.stem} blue", f"{asked.stem} red") >= NEAR
+    assert met_questions([asked], [other], NEAR) == []
+    same = _pairs((asked.stem, "Blue."), chunk="c3")
+    assert met_questions([asked], [other, same], NEAR) == [Met(asked.stem, "question_answer", True)]
+
+
+def test_a_nearly_copied_question_is_met_in_a_script_without_spaces() -> None:
+    asked = _question("居里夫人于一八六七年出生在波兰的哪一座城市里面呢?", "华沙")
+    text = _pairs(("居里夫人于一八六七年出生在波兰的哪一个城市里面呢?", "华沙"))
+    assert met_questions([asked], [text], NEAR) == [Met(asked.stem, "question_answer", False)]
+
+
+def test_lines_of_few_words_are_all_compared() -> None:
+    # Many lines of a small vocabulary: each found by likeness alone is found by the lookup.
+    rng = random.Random(0)
+    lines = [" ".join(rng.choices("abcdefgh", k=rng.randint(1, 12))) for _ in range(300)]
+    asked = [_question(line, "x") for line in lines[:40]]
+    pairs = [_pairs((line, "x"), chunk="c2") for line in lines[40:]]
+    for near in (0.5, 0.7, 0.9, 1.0):
+        met = {found.text for found in met_questions(asked, pairs, near)}
+        alike = {
+            q.stem
+            for q in asked
+            if any(likeness(f"{q.stem} x", f"{line} x") >= near for line in lines[40:])
+        }
+        assert met == alike
+        assert near == 1.0 or met
 
 
 def test_validation_texts_are_met_on_their_own_chunk() -> None:

@@ -229,6 +229,21 @@ def test_case_signs_and_dots_of_prose_are_no_difference(one: str, other: str) ->
         assert GATES["single"](item("Which?", first, second, "Kiel", "Prague")) is not None
 
 
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("1990-1995", "1990–95"), ("World War II", "World War 2"), ("No", "NO")],
+)
+def test_numerals_and_years_are_the_same_in_another_spelling(one: str, other: str) -> None:
+    assert says_the_same(one, other)
+    assert says_the_same(other, one)
+
+
+def test_other_numerals_and_years_are_other_options() -> None:
+    assert not says_the_same("World War II", "World War III")
+    assert not says_the_same("Louis XIV", "Louis 15")
+    assert not says_the_same("1990–95", "1990-1996")
+
+
 def test_options_that_differ_in_case_alone_are_told_apart_by_it() -> None:
     cased = item("Which is the constant?", "True", "TRUE", "true", "1")
     assert GATES["distinct"](cased) is None

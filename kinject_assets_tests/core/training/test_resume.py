@@ -130,7 +130,6 @@ def test_a_mixture_of_experts_goes_on_with_its_experts(
             num_hidden_layers=1,
             num_attention_heads=2,
             num_key_value_heads=2,
-            head_dim=8,
             num_experts=4,
             num_experts_per_tok=2,
             moe_intermediate_size=16,
