@@ -140,6 +140,8 @@ def _after_blocks(count: int) -> None:
 
 def main() -> None:
     """The script; prints the answers."""
+    # A test run that a script started in the background ignores SIGINT, and so would this.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     url, folder, count, point = sys.argv[1:]
     arm(point)
     client = LLMClient(settings(), base_url=url, ledger=Ledger(Path(folder)))

@@ -424,12 +424,15 @@ def test_a_batch_at_another_address_is_left_there(
     lab: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with running(config.Lab()) as other:
+        faults(other, batch_seconds=20)
         with dies(asker(other, tmp_path)):
             wait_for(submitted(tmp_path))
+        faults(other, batch_seconds=0)
         assert len(texts(client_on(lab, tmp_path).ask_many(paraphrase_asks(COUNT)))) == COUNT
         assert f"is at {other}/v1 and may answer {COUNT} requests" in caplog.text
         assert states(Ledger(tmp_path)) == {"in batch": COUNT, "received": COUNT}
         # Whoever asks there again collects it.
+        wait_for(lambda: "completed" in httpx.get(f"{other}/v1/batches").text)
         client_on(other, tmp_path).ask_many(paraphrase_asks(1))
     assert states(Ledger(tmp_path)) == {"received": 2 * COUNT}
 

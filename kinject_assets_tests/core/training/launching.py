@@ -1,6 +1,7 @@
 """Training in processes of its own, as Dagster starts it but without Dagster."""
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -89,6 +90,26 @@ def wait_for_middle(
         assert alive(), "ended before it could be interrupted"
         assert time.monotonic() < until, f"saved: {places}"
         time.sleep(0.002)
+
+
+def kill_in_the_middle(process: subprocess.Popen[str], request: TrainRequest) -> int:
+    """Kills a training whose last saved state is in the middle of a later epoch; that state's step.
+
+    It is looked at while it stands still: on a busy machine it may be far on a moment later.
+    """
+    training = psutil.Process(process.pid)
+    until = time.monotonic() + 240
+    while True:
+        training.suspend()
+        steps = saved_steps(request)
+        if steps and steps[-1] > STEPS and steps[-1] % STEPS:
+            process.kill()
+            finish(process, -signal.SIGKILL)
+            return steps[-1]
+        training.resume()
+        time.sleep(0.02)
+        assert process.poll() is None, "ended before it could be interrupted"
+        assert time.monotonic() < until, f"saved: {steps}"
 
 
 def saved_steps(request: TrainRequest, kind: str = "checkpoint") -> list[int]:

@@ -2,7 +2,6 @@
 
 import hashlib
 import math
-import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -22,11 +21,11 @@ from kinject_assets.core.training.trainer import TrainRequest, train
 from kinject_assets_tests.core.training.launching import (
     STEPS,
     finish,
+    kill_in_the_middle,
     many_steps,
     rows,
     saved_steps,
     start,
-    wait_for_middle,
 )
 
 RequestOf = Callable[..., TrainRequest]
@@ -39,11 +38,8 @@ def test_after_kill_9_in_the_middle_of_an_epoch_all_is_the_same(
     whole = start(undisturbed)
     request = many_steps(request_of, texts, tmp_path / "killed")
     killed = start(request)
-    wait_for_middle(request, lambda: killed.poll() is None)
-    killed.kill()
-    finish(killed, -signal.SIGKILL)
+    step = kill_in_the_middle(killed, request)
     finish(whole)
-    (step,) = saved_steps(request)
     assert STEPS < step < 3 * STEPS
     assert step % STEPS != 0, "not at the end of an epoch"
 
