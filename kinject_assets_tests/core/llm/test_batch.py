@@ -432,7 +432,7 @@ def test_a_batch_at_another_address_is_left_there(
         assert f"is at {other}/v1 and may answer {COUNT} requests" in caplog.text
         assert states(Ledger(tmp_path)) == {"in batch": COUNT, "received": COUNT}
         # Whoever asks there again collects it.
-        wait_for(lambda: "completed" in httpx.get(f"{other}/v1/batches").text)
+        wait_for(lambda: '"status":"completed"' in httpx.get(f"{other}/v1/batches").text)
         client_on(other, tmp_path).ask_many(paraphrase_asks(1))
     assert states(Ledger(tmp_path)) == {"received": 2 * COUNT}
 
