@@ -97,7 +97,12 @@ def drive(
                 if cell not in outcome.failed
                 and (plan.state(cell) != "complete" or cell in set(again) - outcome.made.keys())
             ]:
-                ready = [cell for cell in pending if not _blocked(plan, cell, pending, outcome)]
+                ready = [
+                    cell
+                    for cell in pending
+                    if not _blocked(plan, cell, pending, outcome)
+                    and not _early(plan, cell, pending, outcome)
+                ]
                 if not ready:
                     outcome.waiting += pending
                     break
@@ -144,6 +149,27 @@ def _blocked(plan: Plan, cell: Cell, pending: Sequence[Cell], outcome: Outcome) 
     return any(upstream in outcome.failed for upstream, _ in plan.inputs(cell)) or any(
         upstream not in pending or _blocked(plan, upstream, pending, outcome)
         for upstream in missing
+    )
+
+
+def _early(plan: Plan, cell: Cell, pending: Sequence[Cell], outcome: Outcome) -> bool:
+    """Whether an input that is complete as yet may have to be made anew after this run.
+
+    Dagster puts the cells of a run in order by the edges between them. What lies between two of
+    them and is no part of the run, it does not wait for.
+    """
+
+    def changes(above: Cell) -> bool:
+        return any(
+            upstream not in outcome.failed and (upstream in pending or changes(upstream))
+            for upstream, _ in plan.inputs(above)
+            if upstream.parts == cell.parts
+        )
+
+    return any(
+        upstream not in pending and changes(upstream)
+        for upstream, _ in plan.inputs(cell)
+        if upstream.parts == cell.parts
     )
 
 
