@@ -159,9 +159,9 @@ class DiskReckoner:
     def while_training(self) -> int:
         """Bytes that the most demanding checkpoint needs beside itself while it is made.
 
-        The trainer keeps the best weights so far in float32, those of the best learning rate before
-        as well, and after each epoch that took a while weights with AdamW's moments, to go on from
-        after a crash: twice while one takes the place of the other.
+        The trainer keeps the best weights so far in float32, those that the saved state names and those
+        of the best learning rate before as well, and every so often weights with AdamW's moments, to
+        go on from after a crash: twice while one takes the place of the other.
         """
         most = 0
         for cell in self.plan.cells:
@@ -171,9 +171,10 @@ class DiskReckoner:
             training = self.plan.profile.recipe_training(recipe)
             control = RecipeSpec.parse(recipe).control_of is not None
             trials = 1 if control else len(training.learning_rates)
-            states = min(2, training.epochs - 1) * (FLOAT32 + ADAM)
+            states = 2 * (FLOAT32 + ADAM)
+            kept = (2 if training.epochs > 1 else 1) + (1 if trials > 1 else 0)
             try:
-                each = states + FLOAT32 * (2 if trials > 1 else 1)
+                each = states + FLOAT32 * kept
                 most = max(most, self._trained(model, recipe) * each)
             except Unknown:
                 continue
