@@ -159,9 +159,9 @@ class DiskReckoner:
     def while_training(self) -> int:
         """Bytes that the most demanding checkpoint needs beside itself while it is made.
 
-        The trainer keeps the best weights so far in float32, those that the saved state names and those
-        of the best learning rate before as well, and every so often weights with AdamW's moments, to
-        go on from after a crash: twice while one takes the place of the other.
+        The trainer keeps the best weights so far in float32, those that the saved state names and
+        those of the best learning rate before as well, and every so often weights with AdamW's
+        moments, to go on from after a crash: twice while one takes the place of the other.
         """
         most = 0
         for cell in self.plan.cells:
