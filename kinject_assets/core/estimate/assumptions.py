@@ -134,3 +134,10 @@ ENCODERS: dict[str, tuple[int, int]] = {
     "BAAI/bge-small-en-v1.5": (33_360_000, 384),
 }
 """Well-known encoders -> parameters and length of a vector, where they are not on this disk."""
+
+CROSS_ENCODERS: dict[str, int] = {
+    "cross-encoder/ms-marco-MiniLM-L6-v2": 22_700_000,
+    "BAAI/bge-reranker-base": 278_000_000,
+    "BAAI/bge-reranker-large": 560_000_000,
+}
+"""Well-known cross-encoders -> parameters, as their pages round them."""

@@ -19,7 +19,7 @@ from typing import Any
 from kinject_assets.config import Profile, RecipeSpec, local_or_hub
 from kinject_assets.core.augmentation.registry import PARAPHRASE
 from kinject_assets.core.errors import BrokenArtefact
-from kinject_assets.core.estimate.assumptions import ENCODERS, Assumed
+from kinject_assets.core.estimate.assumptions import CROSS_ENCODERS, ENCODERS, Assumed
 from kinject_assets.core.estimate.corpora import Material, Unknown, value
 from kinject_assets.core.plan import METHODS, Plan
 from kinject_assets.core.store import Cell
@@ -55,7 +55,8 @@ class ModelSize:
 
     Attributes:
         parameters: `None` when nobody says.
-        source: `files`, `profile`, `name`, `known` (a well-known encoder) or `unknown`.
+        source: `files`, `profile`, `name`, `known` (a well-known encoder or cross-encoder) or
+            `unknown`.
         linear: Rows and columns of its linear layers together: an adapter's parameters for each
             rank; `None` when the files are not there.
         dimension: Length of an encoder's vectors; `None` when not known.
@@ -119,6 +120,8 @@ def model_size(
     if source in ENCODERS:
         parameters, dimension = ENCODERS[source]
         return ModelSize(parameters=parameters, source="known", dimension=dimension)
+    if source in CROSS_ENCODERS:
+        return ModelSize(parameters=CROSS_ENCODERS[source], source="known")
     if found := _BILLIONS.search(source.rsplit("/", 1)[-1]):
         scale = 1e9 if found[2].lower() == "b" else 1e6
         return ModelSize(parameters=round(float(found[1]) * scale), source="name")
@@ -152,7 +155,7 @@ class Reckoner:
     def work(self) -> list[Work]:
         """The work of every cell that runs a model; cells of corpora of unknown size are left out.
 
-        Triage has a piece of work for each model.
+        Triage has a piece of work for each model, retrieval one for encoder and cross-encoder.
         """
         found: list[Work] = []
         for cell in self.plan.cells:
@@ -166,6 +169,15 @@ class Reckoner:
         """The encoder's size."""
         encoder = self.plan.profile.retrieval.encoder
         return model_size(encoder.model, profile=self.plan.profile, revision=encoder.revision)
+
+    @cached_property
+    def cross_encoder(self) -> ModelSize | None:
+        """The size of the cross-encoder, where a retriever is `reranked`."""
+        settings = self.plan.profile.retrieval
+        if settings.rerank is None or "reranked" not in settings.ranking("generated"):
+            return None
+        rerank = settings.rerank
+        return model_size(rerank.model, profile=self.plan.profile, revision=rerank.revision)
 
     @cached_property
     def sizes(self) -> dict[str, ModelSize]:
@@ -198,7 +210,13 @@ class Reckoner:
             case "retrieved":
                 asked = value(self.materials[corpus].size.questions)
                 stem = self.materials[corpus].stem / self._length(corpus)
-                return [self._piece(cell, self.encoder, 0, asked * stem)]
+                found = [self._piece(cell, self.encoder, 0, asked * stem)]
+                if self.cross_encoder and profile.retrieval.rerank:
+                    chunks = value(self.materials[corpus].size.chunks)
+                    pairs = asked * min(profile.retrieval.rerank.depth, chunks)
+                    read = pairs * (stem + self.chunk_tokens(corpus))
+                    found.append(self._piece(cell, self.cross_encoder, 0, read))
+                return found
             case "triage":
                 read = self.probing(corpus)
                 models = self.plan.probed(corpus)

@@ -11,6 +11,7 @@ from kinject_assets.core.estimate.corpora import Material, Unknown, value
 from kinject_assets.core.estimate.requests import Requests
 from kinject_assets.core.estimate.spent import LEDGER, LOG, stage_of
 from kinject_assets.core.plan import FIGURES, METHODS, Plan
+from kinject_assets.core.retrieval.rule import choose_index
 from kinject_assets.core.store import Cell
 
 FLOAT32 = 4
@@ -105,10 +106,20 @@ class DiskReckoner:
                 chunk = value(size.characters) / max(1, value(size.chunks))
                 return rows + asked * chunk * text
             case "embeddings" | "faiss_index":
-                if self.reckoner.encoder.dimension is None:
+                dimension, chunks = self.reckoner.encoder.dimension, value(size.chunks)
+                if dimension is None:
                     raise Unknown
-                vector = self.reckoner.encoder.dimension * FLOAT32 + CHUNK_ID_BYTES
-                return value(size.chunks) * vector
+                vectors = chunks * dimension * FLOAT32
+                if cell.asset == "faiss_index":
+                    settings = self.plan.profile.retrieval
+                    vectors = choose_index(
+                        chunks,
+                        dimension,
+                        settings.index_memory_gb,
+                        settings.index,
+                        settings.index_parameters,
+                    ).bytes
+                return vectors + chunks * CHUNK_ID_BYTES
             case "retrieved":
                 retrieval = self.plan.profile.retrieval
                 exam = self.plan.profile.corpora[cell.parts[0]].exam.kind
@@ -187,7 +198,10 @@ class DiskReckoner:
             model.source: self.reckoner.sizes[name]
             for name, model in self.plan.profile.models.items()
         }
-        sizes[self.plan.profile.retrieval.encoder.model] = self.reckoner.encoder
+        retrieval = self.plan.profile.retrieval
+        sizes[retrieval.encoder.model] = self.reckoner.encoder
+        if self.reckoner.cross_encoder and retrieval.rerank:
+            sizes[retrieval.rerank.model] = self.reckoner.cross_encoder
         for source, size in sizes.items():
             if size.source != "files" and size.parameters:
                 found[source] = 2 * size.parameters

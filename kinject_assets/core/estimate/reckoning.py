@@ -50,7 +50,7 @@ class Estimate:
         corpora: How large each corpus is.
         requests: What is asked of the language model, by artefact and purpose.
         work: What models compute, by artefact.
-        models: Model, or `encoder` -> its size.
+        models: Model, `encoder` or `cross-encoder` -> its size.
         space: What is on disk in the end, by artefact.
         while_training: Bytes that training needs for a while beside that.
         downloads: Models that are not on this disk -> bytes.
@@ -203,7 +203,11 @@ def estimate(
         requests=requests,
         hardware=profile.hardware,
         work=reckoner.work(),
-        models={**reckoner.sizes, "encoder": reckoner.encoder},
+        models={
+            **reckoner.sizes,
+            "encoder": reckoner.encoder,
+            **({"cross-encoder": reckoner.cross_encoder} if reckoner.cross_encoder else {}),
+        },
         space=disk.space(),
         while_training=disk.while_training(),
         downloads=dict(disk.downloads()),

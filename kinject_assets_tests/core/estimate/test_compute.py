@@ -10,7 +10,7 @@ import pytest
 from kinject_assets.config import Profile
 from kinject_assets.core.estimate.assumptions import ASSUMPTIONS, Assumed, Assumption
 from kinject_assets.core.estimate.compute import ModelSize, Reckoner, memory_needed, model_size
-from kinject_assets.core.estimate.corpora import measure
+from kinject_assets.core.estimate.corpora import measure, value
 from kinject_assets.core.plan import Plan
 from kinject_assets.core.schema import Checkpoint, Question
 from kinject_assets.core.scoring.prompts import Prompt, build, turned
@@ -19,6 +19,7 @@ from kinject_assets.core.scoring.triage import PROBES, probe_prompts
 from kinject_assets.core.store import Cell, Store
 from kinject_assets_tests.core.estimate.conftest import (
     ProfileOf,
+    chunks_of,
     make_text,
     publish,
     question,
@@ -260,6 +261,25 @@ def test_each_further_retriever_costs_its_chunks_again(profile_of: ProfileOf, st
         "answers_rag",
         "answers_ft_rag",
     }
+
+
+def test_a_cross_encoder_reads_each_pair(profile_of: ProfileOf, store: Store) -> None:
+    retrieval = {"encoder": {"model": "BAAI/bge-small-en-v1.5"}, "retrievers": ["reranked"]}
+
+    def read(depth: int, chunks: int) -> float:
+        rerank = {"model": "BAAI/bge-reranker-base", "depth": depth}
+        reckoner = reckon(profile_of(retrieval=retrieval | {"depth": 1, "rerank": rerank}), store)
+        assert value(reckoner.materials["docs"].size.chunks) == chunks
+        work = [row for row in reckoner.work() if row.cell == "retrieved/docs"]
+        assert len(work) == 2
+        assert work[1].flops == pytest.approx(2 * 278e6 * work[1].forward, rel=1e-4)
+        return work[1].forward
+
+    _, chunks = chunks_of(profile_of())
+    assert len(chunks) > 2
+    assert read(2, len(chunks)) == pytest.approx(2 * read(1, len(chunks)), abs=2)
+    # No more chunks than there are.
+    assert read(1000, len(chunks)) == pytest.approx(len(chunks) * read(1, len(chunks)), rel=0.01)
 
 
 # --- models

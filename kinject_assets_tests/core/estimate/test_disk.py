@@ -38,6 +38,11 @@ def test_vectors_have_the_encoders_dimension(profile_of: ProfileOf, store: Store
     _, chunks = chunks_of(profile)
     size = {row.cell: row.bytes for row in disk(profile, store).space()}
     assert size["embeddings/docs"] == pytest.approx(len(chunks) * (384 * 4 + 36))
+    assert size["faiss_index/docs"] == size["embeddings/docs"]
+    encoder = {"model": "BAAI/bge-small-en-v1.5"}
+    graph = profile_of(retrieval={"encoder": encoder, "index": "hnsw"})
+    larger = {row.cell: row.bytes for row in disk(graph, store).space()}
+    assert larger["embeddings/docs"] == size["embeddings/docs"] < larger["faiss_index/docs"]
     unknown = profile_of(retrieval={"encoder": {"model": "somebody/encoder"}})
     assert "embeddings/docs" not in {row.cell for row in disk(unknown, store).space()}
 

@@ -1,11 +1,12 @@
 """Training in processes of its own, as Dagster starts it but without Dagster."""
 
+import contextlib
 import json
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -77,39 +78,51 @@ def finish(process: subprocess.Popen[str], code: int = 0) -> str:
     return said
 
 
-def wait_for_middle(
-    request: TrainRequest, alive: Callable[[], bool], kind: str = "checkpoint"
-) -> None:
-    """Returns soon after a state was saved in the first half of an epoch other than the first."""
+def stand_still_in_the_middle(
+    pid: int, request: TrainRequest, kind: str = "checkpoint"
+) -> list[psutil.Process]:
+    """Suspends a training once its only saved state is in the first half of a later epoch.
+
+    It is looked at while it stands still: on a busy machine it may be far on a moment later.
+
+    Returns:
+        The process and all its descendants, suspended.
+    """
+    top = psutil.Process(pid)
     until = time.monotonic() + 240
     while True:
+        assert top.status() != psutil.STATUS_ZOMBIE, "ended before it could be interrupted"
+        members = [top, *family(pid)]
+        for member in members:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                member.suspend()
         places = [divmod(step, STEPS) for step in saved_steps(request, kind)]
         # Two for a moment: the older one goes when the newer one has its name.
         if len(places) == 1 and places[0][0] and 0 < places[0][1] < STEPS / 2:
-            return
-        assert alive(), "ended before it could be interrupted"
+            return members
+        go_on(members)
         assert time.monotonic() < until, f"saved: {places}"
-        time.sleep(0.002)
+        time.sleep(0.02)
+
+
+def go_on(members: Iterable[psutil.Process]) -> None:
+    """Lets suspended processes run."""
+    for member in members:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            member.resume()
 
 
 def kill_in_the_middle(process: subprocess.Popen[str], request: TrainRequest) -> int:
     """Kills a training whose last saved state is in the middle of a later epoch; that state's step.
 
-    It is looked at while it stands still: on a busy machine it may be far on a moment later.
+    Its processes that are left are let run again, to end by themselves.
     """
-    training = psutil.Process(process.pid)
-    until = time.monotonic() + 240
-    while True:
-        training.suspend()
-        steps = saved_steps(request)
-        if steps and steps[-1] > STEPS and steps[-1] % STEPS:
-            process.kill()
-            finish(process, -signal.SIGKILL)
-            return steps[-1]
-        training.resume()
-        time.sleep(0.02)
-        assert process.poll() is None, "ended before it could be interrupted"
-        assert time.monotonic() < until, f"saved: {steps}"
+    members = stand_still_in_the_middle(process.pid, request)
+    (step,) = saved_steps(request)
+    process.kill()
+    go_on(members[1:])
+    finish(process, -signal.SIGKILL)
+    return step
 
 
 def saved_steps(request: TrainRequest, kind: str = "checkpoint") -> list[int]:

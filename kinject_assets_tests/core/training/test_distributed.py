@@ -30,15 +30,15 @@ from kinject_assets_tests.core.training.launching import (
     STEPS,
     command,
     environment,
-    family,
     finish,
+    go_on,
     gone,
     many_steps,
     result_path,
     rows,
     saved_steps,
+    stand_still_in_the_middle,
     start,
-    wait_for_middle,
 )
 
 RequestOf = Callable[..., TrainRequest]
@@ -128,12 +128,12 @@ def test_all_processes_end_with_their_parent_and_training_goes_on(
     parent = subprocess.Popen(
         [sys.executable, "-c", code, *command(several)], env=environment(several)
     )
-    wait_for_middle(several, lambda: parent.poll() is None)
-    started = family(parent.pid)
+    _, *started = stand_still_in_the_middle(parent.pid, several)
     training = [p for p in started if "kinject_assets.workers.train" in p.cmdline()]
     assert len(training) == 2
     assert listening(started) <= {"127.0.0.1"}
     parent.kill()
+    go_on(started)
     parent.wait()
     assert gone(started) == []
     step = saved_steps(several)[-1]
@@ -156,9 +156,9 @@ def test_a_model_that_is_spread_over_processes(
         recipe=f"{method}.p04",
     )
     first = start(several)
-    wait_for_middle(several, lambda: first.poll() is None, "sharded-checkpoint")
-    started = family(first.pid)
+    _, *started = stand_still_in_the_middle(first.pid, several, "sharded-checkpoint")
     first.kill()
+    go_on(started)
     finish(first, -signal.SIGKILL)
     assert gone(started) == []
     (saved,) = (Path(several.work) / "trial-0").glob("sharded-checkpoint-*")
@@ -271,9 +271,9 @@ def test_cancelling_the_run_ends_all_processes(
     process = subprocess.Popen(
         [sys.executable, "-c", code, json.dumps(vars(several))], stderr=subprocess.DEVNULL
     )
-    wait_for_middle(several, lambda: process.poll() is None)
-    started = family(process.pid)
+    _, *started = stand_still_in_the_middle(process.pid, several)
     assert sum("kinject_assets.workers.train" in p.cmdline() for p in started) == 2
+    go_on([psutil.Process(process.pid), *started])
     process.send_signal(signal.SIGINT)
     process.wait(timeout=60)
     assert gone(started) == []
