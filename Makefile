@@ -38,13 +38,14 @@ format: .venv/.installed ## Formats the code
 	@$(BIN)/ruff check --fix --quiet .
 	@$(BIN)/ruff format .
 
-bench: .venv/.installed ## Scoring against stock lm-eval, refreshes, retrieval (half an hour, idle machine)
+bench: .venv/.installed ## Scoring, training, refreshes, retrieval side by side (40 minutes, idle machine)
 	@$(BIN)/python -m kinject_assets_tests.bench.refresh
 	@$(BIN)/python -m kinject_assets_tests.bench.scoring
 	@$(BIN)/python -m kinject_assets_tests.bench.scoring --size 1.1B --questions 4 \
 	  --case "anatomy, 5-shot" --case "K = 0..5, 5-shot, chunks of 120"
 	@$(BIN)/python -m kinject_assets_tests.bench.index --vectors 10000 --vectors 100000
 	@$(BIN)/python -m kinject_assets_tests.bench.embedding
+	@$(BIN)/python -m kinject_assets_tests.bench.training
 
 lab-study: .venv/.installed ## Runs the study of docs/lab.md on all its worlds (some 80 minutes)
 	@$(BIN)/kinject lab study

@@ -4,6 +4,7 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 from playwright.sync_api import Page
 
 from kinject_assets.config import load_profile
@@ -15,6 +16,23 @@ from kinject_assets_tests.e2e.test_refresh import kinject, window
 pytestmark = [pytest.mark.slow, needs_chromium]
 
 RELEASE = "events-2031-03"
+
+
+def test_the_schedule_ticks_and_looks_at_the_window(tmp_path: Path, page: Page) -> None:
+    profile, home = window(tmp_path), tmp_path / "home"
+    content = yaml.safe_load(profile.read_text())
+    content["refresh"] = {"automatic": True, "cron": "* * * * *"}
+    profile.write_text(yaml.safe_dump(content))
+    kinject(profile, home, "refresh")
+    with serving_ui(profile, home) as url:
+        page.goto(f"{url}/locations/kinject/schedules/refresh_current_events_daily")
+        page.get_by_text("1 run requested").or_(page.get_by_text("1 requested")).first.wait_for(
+            timeout=180_000
+        )
+        page.wait_for_timeout(1_500)
+        keep(page, "dagster-tick")
+        page.goto(f"{url}/runs")
+        page.get_by_text("refresh_current_events").first.wait_for(timeout=60_000)
 
 
 def test_a_refresh_is_carried_on_to_answers_and_tables(tmp_path: Path, page: Page) -> None:

@@ -10,17 +10,21 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page
 
+from kinject_assets.core.store import Cell, Store
 from kinject_assets_tests.e2e.browsing import keep, needs_chromium, pick, serving_ui
 
 pytestmark = [pytest.mark.slow, needs_chromium]
 
 
 @pytest.fixture(scope="module")
-def ui(study: tuple[Path, Path, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    profile, finished, _ = study
-    home = tmp_path_factory.mktemp("ui") / "home"
-    shutil.copytree(finished, home)
-    with serving_ui(profile, home) as url:
+def home(study: tuple[Path, Path, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the finished study's KINJECT_HOME."""
+    return shutil.copytree(study[1], tmp_path_factory.mktemp("ui") / "home")
+
+
+@pytest.fixture(scope="module")
+def ui(study: tuple[Path, Path, str], home: Path) -> Iterator[str]:
+    with serving_ui(study[0], home) as url:
         yield url
 
 
@@ -101,21 +105,31 @@ def test_the_launchpad_documents_its_fields(ui: str, page: Page) -> None:
     page.get_by_text("were complete, 0 failed").first.wait_for(timeout=60_000)
 
 
+def test_a_failed_audit_is_red_and_says_the_mend(ui: str, home: Path, page: Page) -> None:
+    store, cell = Store(home / "small"), Cell("chunks", ("comets",))
+    path = store.path(cell, "chunks.parquet")
+    sound = path.read_bytes()
+    path.write_bytes(sound[:50] + bytes([sound[50] ^ 1]) + sound[51:])
+    try:
+        page.goto(f"{ui}/assets/lineage_audit")
+        page.get_by_role("button", name="Materialize").first.click(timeout=60_000)
+        page.get_by_text("Launched run").wait_for(timeout=60_000)
+        page.get_by_text("View", exact=True).locator("visible=true").last.click()
+        page.wait_for_url("**/runs/*", timeout=60_000)
+        page.get_by_text("RUN_SUCCESS").first.wait_for(timeout=240_000)
+        page.goto(f"{ui}/assets/lineage_audit?view=checks&checkDetail=nothing_changed")
+        page.get_by_text("Failed").first.wait_for(timeout=60_000)
+        page.get_by_text("bytes of").first.wait_for(timeout=60_000)
+        shown = page.locator("body").inner_text()
+        assert path.name in shown
+        assert f"delete {store.folder(cell)}" in shown
+        page.wait_for_timeout(1_000)
+        keep(page, "dagster-audit")
+    finally:
+        path.write_bytes(sound)
+
+
 def test_runs_of_the_command_line_are_shown(ui: str, page: Page) -> None:
     page.goto(f"{ui}/runs")
     page.get_by_text("Success").first.wait_for(timeout=60_000)
     keep(page, "dagster-runs")
-
-
-def test_the_report_opens_without_a_request_or_an_error(
-    study: tuple[Path, Path, str], page: Page
-) -> None:
-    asked: list[str] = []
-    errors: list[str] = []
-    page.on("request", lambda request: asked.append(request.url))
-    page.on("pageerror", lambda error: errors.append(str(error)))
-    page.goto((study[1] / "small" / "report.html").as_uri())
-    page.get_by_text("Table 2").first.wait_for(timeout=30_000)
-    keep(page, "report")
-    assert [url for url in asked if not url.startswith(("file:", "data:"))] == []
-    assert errors == []

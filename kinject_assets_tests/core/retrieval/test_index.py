@@ -216,7 +216,7 @@ print(own() - before)
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc/self/status")
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["flat", "hnsw", pytest.param("ivfpq", marks=pytest.mark.slow)])
 def test_a_loaded_index_stays_on_the_disk(tmp_path: Path, kind: str) -> None:
     wide = np.tile(structured(10_000, 6), 16)
     encoder = identity(dimension=wide.shape[1])

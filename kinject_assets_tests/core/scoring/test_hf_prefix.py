@@ -100,7 +100,13 @@ def request_sets(draw: st.DrawFn) -> list[tuple[None, list[int], list[int]]]:
     return draw(st.permutations(requests))
 
 
-@pytest.mark.parametrize("kind", SHAPES)
+@pytest.mark.parametrize(
+    "kind",
+    [
+        kind if kind in {"llama", "gemma3_text"} else pytest.param(kind, marks=pytest.mark.slow)
+        for kind in SHAPES
+    ],
+)
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(requests=request_sets(), tokens=st.integers(1, 40))
 def test_any_requests_give_what_each_gives_alone(

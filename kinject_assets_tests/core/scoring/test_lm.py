@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from kinject_assets.cli import _names_a_model
+from kinject_assets.commands.lm_eval import names_a_model
 from kinject_assets.core.errors import ModelError
 from kinject_assets.core.scoring import lm as module
 from kinject_assets.core.scoring.lm import load_lm, release
@@ -153,7 +153,7 @@ def test_the_default_model_gives_way_to_one_that_is_named(
     (tmp_path / "with.yaml").write_text("model: hf\ntasks: [a]\n")
     (tmp_path / "without.yaml").write_text("tasks: [a]\n")
     monkeypatch.chdir(tmp_path)
-    assert _names_a_model(arguments) is named
+    assert names_a_model(arguments) is named
 
 
 def test_lm_evals_help_is_one_word_away() -> None:
