@@ -19,6 +19,8 @@ from kinject_assets.lab.world import World
 from kinject_assets_tests.e2e.browsing import needs_chromium, serving_ui
 from kinject_assets_tests.e2e.conftest import command, environment, small_lab
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = Lab(seed=5, first_month="2031-01", months=2, events_per_month=12, things=12)
 
 ORDERS = (
@@ -145,7 +147,6 @@ def test_it_is_inert_in_the_report(stores: tuple[Store, Store, str], page: Page)
 
 
 @needs_chromium
-@pytest.mark.slow
 def test_it_is_inert_in_the_ui(stores: tuple[Store, Store, str], page: Page) -> None:
     _, hostile, _ = stores
     errors: list[str] = []

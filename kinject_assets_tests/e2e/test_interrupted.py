@@ -27,7 +27,9 @@ def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "sent", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGKILL]
+)
 def test_an_interrupted_run_goes_on(tmp_path: Path, kinject: Kinject, sent: signal.Signals) -> None:
     profile = small_lab(tmp_path)
     home = tmp_path / "home"

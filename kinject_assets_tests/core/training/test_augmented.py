@@ -50,6 +50,7 @@ def written(texts: Path) -> list[Paraphrase]:
     return [_written(name, chunk, n) for chunk in chunks for name in PLUGINS for n in range(TEXTS)]
 
 
+@pytest.mark.slow
 def test_each_recipe_is_trained_on_the_texts_of_its_augmentation(
     request_of: Callable[..., TrainRequest],
     texts: Path,

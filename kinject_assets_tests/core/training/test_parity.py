@@ -90,6 +90,7 @@ def test_losses_are_those_of_a_plain_loop(request_of: RequestOf, texts: Path, me
     assert mine[-1] < mine[0] - 1, "it learns, so that the steps matter"
 
 
+@pytest.mark.slow
 def test_portions_do_not_matter(request_of: RequestOf, texts: Path, tmp_path: Path) -> None:
     losses: list[list[float]] = []
     for micro_batch, more in (

@@ -110,6 +110,7 @@ def general(tmp_path: Path) -> dict[str, str]:
     return found
 
 
+@pytest.mark.slow
 def test_a_recipe_and_its_control_train_on_the_same_replay(
     request_of: RequestOf, texts: Path, tmp_path: Path, general: dict[str, str]
 ) -> None:

@@ -64,7 +64,8 @@ class Crash(Exception):
     pass
 
 
-@pytest.mark.parametrize("method", ["full", pytest.param("lora", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["full", "lora"])
 def test_a_state_that_was_half_written_is_not_used(
     request_of: RequestOf,
     texts: Path,
@@ -112,6 +113,7 @@ def test_a_state_that_was_half_written_is_not_used(
     assert all((mine[key] == theirs[key]).all() for key in theirs)
 
 
+@pytest.mark.slow
 def test_a_mixture_of_experts_goes_on_with_its_experts(
     request_of: RequestOf, base: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
