@@ -16,9 +16,10 @@ help: ## Lists the targets
 	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-demo: .venv/.installed ## Sets up everything, runs the lab profile end to end, prints the tables
+demo: .venv/.installed ## Sets up everything, runs the lab profile end to end, prints tables and verdict
 	@$(BIN)/kinject run --profile lab
 	@$(BIN)/kinject tables --profile lab
+	@$(BIN)/kinject report --profile lab
 
 ui: .venv/.installed ## Dagster UI and daemon on 127.0.0.1:3000, with the lab ready
 	@$(BIN)/kinject ui --profile $(PROFILE)

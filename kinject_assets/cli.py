@@ -7,81 +7,63 @@ not sound, 2 wrong usage, 130 stopped with Ctrl-C.
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import click
 
 from kinject_assets import __version__
+from kinject_assets.commands import exams, exports, lab, lm_eval, shell
+from kinject_assets.commands.common import (
+    Cli,
+    complete_corpus,
+    complete_model,
+    data_option,
+    database_of,
+    profile_option,
+    rows_option,
+    select,
+    terminal_width,
+)
 from kinject_assets.core.errors import KinjectError
 
-if TYPE_CHECKING:
-    from datetime import datetime
-
-    from kinject_assets.config import Profile
-
-FORMATS = click.Choice(["text", "csv", "json", "markdown"])
-
-profile_option = click.option(
-    "--profile",
-    "profile_name",
-    metavar="P",
-    help="Name of a shipped profile (lab, paper, own-corpus) or path of a YAML file. "
-    "Default: $KINJECT_PROFILE, then lab.",
-)
+SECTIONS = {
+    "Make": ("init", "quick", "doctor", "plan", "run", "refresh", "status", "ui"),
+    "Read": ("tables", "claims", "report", "figures", "sql", "audit", "diff"),
+    "Review and share": ("exam", "export", "freeze"),
+    "More": ("profile", "completion", "lm-eval", "lab"),
+}
 
 
-def _unwrapped(text: str | None) -> str | None:
-    r"""Help in which `\b` keeps the lines below it: click looks for the character, not its name."""
-    return text and text.replace("\\b\n", "\b\n")
-
-
-class _Cli(click.Group):
-    """Turns errors meant for the user into one message and exit code 2."""
-
-    group_class = type
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.help = _unwrapped(self.help)
-
-    def add_command(self, cmd: click.Command, name: str | None = None) -> None:
-        cmd.help = _unwrapped(cmd.help)
-        super().add_command(cmd, name)
-
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except KinjectError as error:
-            click.echo(f"kinject: {error}", err=True)
-            sys.exit(2)
-
-
-@click.group(cls=_Cli, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Cli, sections=SECTIONS, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="kinject")
 def main() -> None:
     r"""Fine-tune, retrieve, or both? Answered for your corpus and models, with numbers.
 
     \b
     A first look, with no network, key or GPU:
-      kinject run            make all that the lab profile asks for (goes on where it stopped)
-      kinject tables         the study's two tables with 95 % intervals
-      kinject sql "SELECT * FROM scores LIMIT 5"
-      kinject ui             the Dagster UI: lineage, runs, metadata
+      kinject run         makes all that the lab asks for
+      kinject tables      the two tables, with intervals
+      kinject report      the report; it opens offline
+      kinject ui          the Dagster UI
     \b
-    Your own corpus:
-      kinject init DOCUMENTS --model MODEL     writes an annotated profile
-      kinject plan --profile documents.yaml    requests, USD and hours before anything is spent
-      kinject run --profile documents.yaml
+    Your own documents:
+      kinject init DOCUMENTS --model MODEL --out my.yaml
+      kinject plan --profile my.yaml      what it will cost
+      kinject run --profile my.yaml
+
+    Results go to stdout, progress to stderr. Exit codes: 0 done, 1 something failed or is not
+    sound, 2 wrong usage or something is missing, 130 stopped with Ctrl-C.
     """
 
 
-def _select(profile_name: str | None) -> "Profile":
-    """Reads a profile and makes it this process's, for the Dagster definitions."""
-    from kinject_assets.config import load_profile
-
-    profile = load_profile(profile_name)
-    os.environ["KINJECT_PROFILE"] = str(profile.path)
-    return profile
+for command in (
+    exams.exam,
+    exports.export,
+    lab.lab,
+    lm_eval.lm_eval,
+    shell.completion,
+    shell.profile,
+):
+    main.add_command(command)
 
 
 @main.command()
@@ -92,8 +74,22 @@ def _select(profile_name: str | None) -> "Profile":
     metavar="SELECTION",
     help="Assets: names with commas, or Dagster's syntax ('group:a_corpus', '+key:results').",
 )
-@click.option("--corpus", "corpora", multiple=True, metavar="C", help="Only these corpora.")
-@click.option("--model", "models", multiple=True, metavar="M", help="Only these models.")
+@click.option(
+    "--corpus",
+    "corpora",
+    multiple=True,
+    metavar="C",
+    shell_complete=complete_corpus,
+    help="Only these corpora.",
+)
+@click.option(
+    "--model",
+    "models",
+    multiple=True,
+    metavar="M",
+    shell_complete=complete_model,
+    help="Only these models.",
+)
 @click.option(
     "--compute",
     type=click.Choice(["inline", "local"]),
@@ -106,12 +102,20 @@ def run(
     models: tuple[str, ...],
     compute: str | None,
 ) -> None:
-    """Makes what the profile asks for and is not there yet.
+    r"""Makes what the profile asks for and is not there yet.
 
     Each partition is a real Dagster run, which the UI shows afterwards. What is complete is not
     done again; after Ctrl-C or a crash, start it again and it goes on.
+
+    \b
+      kinject run                          all of the lab
+      kinject run --corpus comets          one corpus
+      kinject run --select results,report  these assets
+
+    Exit code 0: all is there. 1: something failed, and what does not need it was made. 130: stopped
+    with Ctrl-C.
     """
-    profile = _select(profile_name)
+    profile = select(profile_name)
     if compute:
         os.environ["KINJECT_COMPUTE"] = compute
     from kinject_assets.defs.commands import run_profile
@@ -149,12 +153,107 @@ def init(folder: Path, model: str, out: Path | None) -> None:
 
 
 @main.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option(
+    "--model",
+    required=True,
+    metavar="M",
+    help="Folder with safetensors, a Hugging Face id, or lab:lab-llama.",
+)
+@click.option(
+    "--budget",
+    type=click.FloatRange(min=0),
+    metavar="USD",
+    help="Stops before the service was paid more. Default: 1, where its price is known.",
+)
+@click.option(
+    "--questions",
+    type=click.IntRange(1, 1000),
+    default=100,
+    show_default=True,
+    help="Most questions to ask.",
+)
+@click.option(
+    "--minutes",
+    type=click.FloatRange(min=0, min_open=True),
+    default=10.0,
+    show_default=True,
+    help="Takes no further passages after that.",
+)
+@click.option(
+    "--out",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="PROFILE.yaml",
+    help="Profile to write, or to go on with. Default: quick-FOLDER.yaml, in this folder.",
+)
+@click.option(
+    "--llm-model", metavar="NAME", help="Who writes the questions, by the service's name."
+)
+@click.option("--base-url", metavar="URL", help="The service's address; `lab`: the embedded lab's.")
+@click.option("--encoder", metavar="E", help="Folder, Hugging Face id, or lab:encoder.")
+@data_option
+def quick(
+    folder: Path,
+    model: str,
+    budget: float | None,
+    questions: int,
+    minutes: float,
+    out: Path | None,
+    llm_model: str | None,
+    base_url: str | None,
+    encoder: str | None,
+    fmt: str,
+) -> None:
+    r"""Asks whether RAG pays for a FOLDER of documents: a pilot of some minutes, in plain words.
+
+    Questions are written on passages spread over the documents, and asked of the model alone, with
+    retrieved passages in front, and with the right one in front. It stops as soon as it is decided.
+    What is paid for is kept; `kinject run` with the profile that this writes goes on from there.
+
+    \b
+      kinject quick handbook --budget 0.50 \
+        --model HuggingFaceTB/SmolLM2-135M
+    without network, key or GPU, to see how it goes:
+      kinject quick handbook --model lab:lab-llama \
+        --base-url lab --encoder lab:encoder
+
+    Exit code 0: it ended with an answer, whatever it is. 1: it could not. 2: wrong usage.
+    """
+    from kinject_assets.core.errors import ProfileError
+    from kinject_assets.core.quick.command import ask_quickly
+    from kinject_assets.core.quick.pilot import Limits
+    from kinject_assets.core.quick.preparing import Wanted
+
+    wanted = Wanted(
+        folder=folder,
+        model=model,
+        budget_usd=budget,
+        llm_model=llm_model,
+        base_url=base_url,
+        encoder=encoder,
+        out=out,
+    )
+    limits = Limits(questions=questions, minutes=minutes)
+    try:
+        click.echo(ask_quickly(wanted, limits, as_json=fmt == "json"))
+    except ProfileError:
+        raise
+    except KinjectError as error:
+        click.echo(f"kinject: {error}", err=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        click.echo("stopped; start the same command again to go on: nothing is lost", err=True)
+        sys.exit(130)
+
+
+@main.command()
 @profile_option
 @click.option(
     "--corpus",
     "corpora",
     multiple=True,
     metavar="C",
+    shell_complete=complete_corpus,
     help="Corpora to read again. Default: every window of current events.",
 )
 @click.option(
@@ -169,10 +268,14 @@ def refresh(profile_name: str | None, corpora: tuple[str, ...], no_look: bool) -
     Nothing is trained (unless refresh.train of the profile says so): `kinject run` does that.
 
     \b
-    In the lab:  kinject lab advance --months 1 && kinject refresh
-    Every night: the schedule refresh_current_events_daily in `kinject ui`, or cron with this.
+    In the lab
+      kinject lab advance --months 1 && kinject refresh
+    Every night, in `kinject ui`, the schedule
+      refresh_current_events_daily; or cron with this
+
+    Exit code 0: all is current. 1: something failed. 130: stopped with Ctrl-C.
     """
-    profile = _select(profile_name)
+    profile = select(profile_name)
     if no_look and corpora:
         raise click.UsageError("--no-look and --corpus exclude each other")
     from kinject_assets.defs.commands import catch_up, refresh_profile
@@ -182,7 +285,13 @@ def refresh(profile_name: str | None, corpora: tuple[str, ...], no_look: bool) -
 
 @main.command()
 @profile_option
-@click.option("--corpus", required=True, metavar="C", help="Corpus of a wiki.")
+@click.option(
+    "--corpus",
+    required=True,
+    metavar="C",
+    shell_complete=complete_corpus,
+    help="Corpus of a wiki.",
+)
 @click.option(
     "--out",
     type=click.Path(dir_okay=False, path_type=Path),
@@ -194,15 +303,17 @@ def freeze(profile_name: str | None, corpus: str, out: Path) -> None:
     r"""Writes which revision of which page a corpus holds, to rebuild it exactly.
 
     \b
-    In a profile:  source: {kind: wiki, wiki: wikipedia, frozen: frozen.jsonl}
-    reads these revisions again, whatever the pages have become.
+    In a profile
+      source:
+        {kind: wiki, wiki: wikipedia, frozen: frozen.jsonl}
+    reads these revisions again, whatever the pages are now.
     """
     from kinject_assets.config import home
     from kinject_assets.core.corpus.sources import write_frozen
     from kinject_assets.core.schema import Article
     from kinject_assets.core.store import Cell, Store
 
-    profile = _select(profile_name)
+    profile = select(profile_name)
     articles = Store(home(profile)).rows(Cell("articles", (corpus,)), "articles", Article)
     write_frozen(articles, out.absolute())
     click.echo(f"{out}: {len(articles)} pages")
@@ -213,154 +324,190 @@ def freeze(profile_name: str | None, corpus: str, out: Path) -> None:
 @click.option("--port", default=3000, show_default=True, help="Port on 127.0.0.1.")
 def ui(profile_name: str | None, port: int) -> None:
     """Starts the Dagster UI and daemon on loopback (and the lab's server); Ctrl-C ends all."""
-    profile = _select(profile_name)
+    profile = select(profile_name)
     from kinject_assets.defs.commands import serve_ui
 
     sys.exit(serve_ui(profile, port))
 
 
-def _database(profile: "Profile") -> Path:
-    from kinject_assets.config import home
+@main.command(context_settings={"ignore_unknown_options": True})
+@profile_option
+@click.argument("before")
+@click.argument("after")
+@click.option(
+    "--corpus", metavar="C", default="", shell_complete=complete_corpus, help="Only this corpus."
+)
+@click.option("--all", "everything", is_flag=True, help="Shows all systems and all flips.")
+@rows_option
+def diff(
+    profile_name: str | None, before: str, after: str, corpus: str, everything: bool, fmt: str
+) -> None:
+    r"""Says which answers flipped between two results, and why.
 
-    return home(profile) / "results.duckdb"
+    BEFORE and AFTER are each one of: now, previous (or -1, -2, ...), a date or time in UTC (the
+    newest results at or before it), the first characters of a run's id, a .duckdb file; or both
+    are corpora of the present results, such as two releases.
+
+    \b
+      kinject diff previous now
+      kinject diff 2026-11-20 now --corpus handbook
+      kinject diff events-2031-04 events-2031-05
+
+    Causes are found from lineage: an edited article is named for an answer only where a passage of
+    it stands in the prompt or in the text that was trained on. docs/diff.md explains each.
+    """
+    from kinject_assets.core.results.diff import compare, format_diff
+    from kinject_assets.core.results.sides import present_version, resolve
+
+    database = database_of(select(profile_name))
+    sides = resolve(database, before, after, present_version(database.parent))
+    click.echo(format_diff(compare(*sides, corpus), fmt, everything, terminal_width()))
 
 
 @main.command()
 @profile_option
-@click.option("--format", "fmt", type=FORMATS, default="text", show_default=True)
+@rows_option
 def tables(profile_name: str | None, fmt: str) -> None:
-    """Prints the study's two tables with 95 % intervals."""
+    r"""Prints the study's two tables with 95 % intervals.
+
+    \b
+      kinject tables
+      kinject tables --format csv > tables.csv
+
+    docs/statistics.md says what each number means. In a narrow terminal the tables are long; in a
+    file or pipe they are wide.
+    """
     from kinject_assets.core.results.tables import format_tables
 
-    click.echo(format_tables(_database(_select(profile_name)), fmt))
+    database = database_of(select(profile_name))
+    click.echo(format_tables(database, fmt, terminal_width()))
 
 
 @main.command()
 @profile_option
 @click.argument("query")
-@click.option("--format", "fmt", type=FORMATS, default="text", show_default=True)
+@rows_option
 def sql(profile_name: str | None, query: str, fmt: str) -> None:
     r"""Answers an SQL query from the results, read-only.
 
     \b
-    kinject sql "SHOW TABLES"
-    kinject sql "SELECT method, avg(accuracy) FROM scores WHERE stratum = 'all' GROUP BY ALL"
-    """
-    from kinject_assets.core.results.tables import query as ask
+      kinject sql "SHOW TABLES"
+      kinject sql "DESCRIBE scores"
+      kinject sql "SELECT method, avg(accuracy) FROM scores
+                   WHERE stratum = 'all' GROUP BY ALL"
 
-    click.echo(ask(_database(_select(profile_name)), query, fmt))
+    docs/duckdb.md has every table and useful queries. text shows the first 10,000 rows, in blocks
+    where the terminal is too narrow for columns; the other formats write all, row by row.
+    """
+    from kinject_assets.core.results.tables import answer
+
+    database = database_of(select(profile_name))
+    if missing := answer(database, query, fmt, click.echo, terminal_width()):
+        click.echo(missing, err=True)
 
 
 @main.command()
 @profile_option
-@click.option("--answer", metavar="ID", help="Prints the chain of one answer down to the article.")
-@click.option("--all", "everything", is_flag=True, help="Verifies every artefact (the default).")
-@click.option("--json", "as_json", is_flag=True, help="Prints JSON.")
-def audit(profile_name: str | None, answer: str | None, everything: bool, as_json: bool) -> None:
-    """Says where a number came from, or whether every artefact is what its manifest says.
+@click.option(
+    "--answer",
+    metavar="ID",
+    help="Prints the chain of one answer down to the article revisions. The first 8 characters or "
+    "more of its id are enough.",
+)
+@click.option(
+    "--cell",
+    metavar="CELL",
+    help="Prints what a number of the two tables rests on: table2/CORPUS/MODEL/COLUMN, or "
+    "table1/CORPUS/SHOTS/MODEL/COLUMN. One that does not exist lists those that do.",
+)
+@click.option("--all", "everything", is_flag=True, help="Verifies everything (the default).")
+@data_option
+def audit(
+    profile_name: str | None,
+    answer: str | None,
+    cell: str | None,
+    everything: bool,
+    fmt: str,
+) -> None:
+    r"""Says where a number came from, or whether everything is what was made.
 
-    Exit code 0: sound. 1: something is missing, changed, orphaned or stale. 2: wrong usage.
+    \b
+      kinject audit                     verifies files, the
+                    database, Dagster's log, and all chains
+      kinject audit --answer 3f2a91c0   one answer, down to
+                    the article revisions that it rests on
+      kinject audit --cell table2/comets/lab-llama/base_rag
+
+    What is missing, changed or orphaned is broken; what is stale is whole and made from what has
+    changed since. Exit code 0: sound. 1: something is broken or stale. 2: wrong usage.
+    docs/lineage.md says what is recorded and how to read it.
     """
-    profile = _select(profile_name)
-    if answer and everything:
-        raise click.UsageError("--answer and --all exclude each other")
-    from kinject_assets.defs.commands import audit_answer, audit_lake
+    profile = select(profile_name)
+    if sum((answer is not None, cell is not None, everything)) > 1:
+        raise click.UsageError("--answer, --cell and --all exclude each other")
+    from kinject_assets.defs.commands import audit_answer, audit_cell, audit_lake
 
-    text, sound = audit_answer(profile, answer, as_json) if answer else audit_lake(profile, as_json)
+    width, as_json = terminal_width(), fmt == "json"
+    if answer is not None:
+        text, sound = audit_answer(profile, answer, as_json, width)
+    elif cell is not None:
+        text, sound = audit_cell(profile, cell, as_json, width)
+    else:
+        text, sound = audit_lake(profile, as_json, width)
     click.echo(text)
     sys.exit(0 if sound else 1)
 
 
 @main.command()
 @profile_option
-@click.option("--format", "fmt", type=FORMATS, default="text", show_default=True)
+@rows_option
 @click.option("--rules", is_flag=True, help="Prints the declared claims and rules; no results.")
 @click.option("--published", is_flag=True, help="Judges the published tables; no results.")
 def claims(profile_name: str | None, fmt: str, rules: bool, published: bool) -> None:
-    """Prints each claim of the study with its verdict on this profile's results."""
+    r"""Prints each claim of the study with its verdict on this profile's results.
+
+    \b
+      kinject claims               replicated, contradicted,
+                                   underpowered or not tested
+      kinject claims --rules       what each verdict asks for
+      kinject claims --published   the study's own tables
+    """
     from kinject_assets.core.results.tables import published_text, rules_text
     from kinject_assets.core.results.tables import query as ask
 
     if rules and published:
         raise click.UsageError("--rules and --published exclude each other")
+    width = terminal_width()
     if rules:
-        click.echo(rules_text(fmt))
+        click.echo(rules_text(fmt, width))
         return
-    profile = _select(profile_name)
+    profile = select(profile_name)
     if published:
-        from kinject_assets.defs.partitions import REFERENCES
+        from kinject_assets.config import REFERENCES
 
-        click.echo(published_text(REFERENCES, fmt))
+        click.echo(published_text(REFERENCES, fmt, width))
         return
     statement = "SELECT claim, verdict, statement, evidence FROM claims ORDER BY claim"
-    click.echo(ask(_database(profile), statement, fmt))
-
-
-def _names_a_model(arguments: list[str]) -> bool:
-    """Whether arguments of lm-eval choose a model, themselves or in a configuration file."""
-    import yaml
-
-    for word, following in zip(arguments, [*arguments[1:], ""], strict=True):
-        option, equals, value = word.partition("=")
-        if option in {"--model", "-M"}:
-            return True
-        if option in {"--config", "-C"}:
-            try:
-                text = Path(value if equals else following).read_text(encoding="utf-8")
-                content = yaml.safe_load(text)
-            except (OSError, UnicodeDecodeError, yaml.YAMLError):
-                return True  # lm-eval says what is wrong with it
-            return isinstance(content, dict) and "model" in content
-    return False
-
-
-@main.command(
-    "lm-eval",
-    add_help_option=False,
-    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
-)
-@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
-@click.pass_context
-def lm_eval(ctx: click.Context, arguments: tuple[str, ...]) -> None:
-    r"""Runs lm-evaluation-harness's own command line with the model `hf-prefix`.
-
-    `hf-prefix` takes the arguments of `hf` and gives the same numbers; what prompts have in common
-    (few-shot examples above all) is read once. It is the default; `--model hf` is the stock class.
-
-    \b
-      kinject lm-eval --model_args pretrained=MODEL --tasks mmlu_anatomy --num_fewshot 5
-      kinject lm-eval run --help        all of lm-eval's options
-      kinject lm-eval ls tasks          its tasks
-    """
-    if arguments in {(), ("-h",), ("--help",)}:
-        click.echo(ctx.get_help())
-        return
-    from lm_eval.__main__ import cli_evaluate
-
-    from kinject_assets.core.scoring import register
-
-    register()
-    given = list(arguments)
-    if given[0] not in {"ls", "validate"} and not {"-h", "--help"} & set(given):
-        given = given[1:] if given[0] == "run" else given
-        given = ["run", *([] if _names_a_model(given) else ["--model", "hf-prefix"]), *given]
-    sys.argv = ["kinject lm-eval", *given]
-    cli_evaluate()
+    click.echo(ask(database_of(profile), statement, fmt, width))
 
 
 @main.command()
 @profile_option
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Where to write it.")
 def report(profile_name: str | None, out: Path | None) -> None:
-    """Writes the HTML report from the results and prints its path."""
-    from kinject_assets.config import home
+    """Writes the HTML report from the results and prints its path.
+
+    One file that opens offline: the decision memo first, what each method cost, the tables, and
+    every question to look into and to challenge. The memo goes to stderr as well, in words.
+    """
+    from kinject_assets.config import REFERENCES, home
     from kinject_assets.core.report.html import write_report
+    from kinject_assets.core.report.memo import in_words
 
-    profile = _select(profile_name)
-    from kinject_assets.defs.partitions import REFERENCES
-
+    profile = select(profile_name)
     path = out or home(profile) / "report.html"
-    write_report(_database(profile), profile, path, REFERENCES)
+    write_report(database_of(profile), profile, path, REFERENCES)
+    click.echo(f"{in_words(database_of(profile))}\n", err=True)
     click.echo(path)
 
 
@@ -377,13 +524,11 @@ def figures(profile_name: str | None, out: Path | None) -> None:
     Prints the paths of what it wrote; what the study lacks for a figure goes to stderr. Pages and
     tables of these figures that the folder holds and that are not made any more are removed.
     """
-    from kinject_assets.config import home
+    from kinject_assets.config import REFERENCES, home
     from kinject_assets.core.report.figures import study_figures, write_figure
 
-    profile = _select(profile_name)
-    from kinject_assets.defs.partitions import REFERENCES
-
-    for figure in study_figures(_database(profile), profile, REFERENCES):
+    profile = select(profile_name)
+    for figure in study_figures(database_of(profile), profile, REFERENCES):
         for path in write_figure(figure, out or home(profile) / "figures"):
             click.echo(path)
         for missing in figure.missing:
@@ -392,7 +537,7 @@ def figures(profile_name: str | None, out: Path | None) -> None:
 
 @main.command()
 @profile_option
-@click.option("--format", "fmt", type=FORMATS, default="text", show_default=True)
+@rows_option
 @click.option("--cells", is_flag=True, help="Lists the artefacts with their states instead.")
 @click.option(
     "--list",
@@ -411,11 +556,14 @@ def plan(profile_name: str | None, fmt: str, cells: bool, listing: bool) -> None
 
     \b
       made      the artefact is in the lake: exact
-      read      folders of documents: read and cut now, costs nothing
-      listed    wikis: from the lengths of their pages, which --list asks for
-      expected  corpora.NAME.expected_chunks (for events: of each month)
+      read      folders of documents: read and cut now
+      listed    wikis: from the lengths of their pages,
+                which --list asks for
+      expected  corpora.NAME.expected_chunks (for events:
+                of each month)
       known     exams of MMLU: their published sizes
-      computed  questions: chunks x exams.keep x (1 - exams.shots_share)
+      computed  questions: chunks x exams.keep
+                x (1 - exams.shots_share)
 
     `kinject run` keeps the estimate from before its first request; after that, this command shows
     it beside what was spent. docs/planning.md lists every assumption with its reason.
@@ -427,7 +575,7 @@ def plan(profile_name: str | None, fmt: str, cells: bool, listing: bool) -> None
     def report(message: str, done: int | None = None, total: int | None = None) -> None:
         click.echo(f"{message} {done}/{total}" if total else message, err=True)
 
-    profile = _select(profile_name)
+    profile = select(profile_name)
     store = Store(home(profile))
     if cells:
         text, complete = format_cells(profile, store, fmt)
@@ -444,230 +592,28 @@ def plan(profile_name: str | None, fmt: str, cells: bool, listing: bool) -> None
 
 @main.command()
 @profile_option
-def status(profile_name: str | None) -> None:
+@data_option
+def status(profile_name: str | None, fmt: str) -> None:
     """Shows how far the study is, and what is being made now, by whatever process."""
-    profile = _select(profile_name)
-    from kinject_assets.defs.commands import show_status
+    from kinject_assets.core.status import status as look
 
-    click.echo(show_status(profile))
+    found = look(select(profile_name))
+    click.echo(found.to_json() if fmt == "json" else found)
 
 
 @main.command()
 @profile_option
-def doctor(profile_name: str | None) -> None:
-    """Checks that this machine can run the profile, and says what to mend."""
-    from kinject_assets.defs.commands import examine
+@data_option
+def doctor(profile_name: str | None, fmt: str) -> None:
+    """Checks that this machine can run the profile, and says what to mend.
 
-    lines, healthy = examine(_select(profile_name))
-    click.echo("\n".join(lines))
-    sys.exit(0 if healthy else 1)
-
-
-@main.group()
-def exam() -> None:
-    """The exams that the language model wrote: their review by people."""
-
-
-@exam.command("review")
-@profile_option
-@click.option("--corpus", required=True, metavar="C", help="Whose exam.")
-@click.option(
-    "--write",
-    "written",
-    type=click.Path(dir_okay=False, path_type=Path),
-    metavar="FILE.csv",
-    help="Writes the table to fill in: a question a row, with its passage.",
-)
-@click.option(
-    "--read",
-    "filled_in",
-    type=click.Path(dir_okay=False, path_type=Path),
-    metavar="FILE.csv",
-    help="Reads it back and records what was decided, all of it or nothing.",
-)
-@click.option("--status", is_flag=True, help="Says how much is decided.")
-def exam_review(
-    profile_name: str | None,
-    corpus: str,
-    written: Path | None,
-    filled_in: Path | None,
-    status: bool,
-) -> None:
-    r"""Lets people verify an exam in a spreadsheet.
-
-    \b
-      kinject exam review --corpus C --write review.csv
-      ... open it, and write into the column `verdict`:
-            accept   the question is sound
-            reject   it is not; say why in `reason`
-            edit     it is now, after you changed stem, A to H or gold; say why in `reason`
-            nothing  not decided yet
-      kinject exam review --corpus C --read review.csv
-      kinject run              applies it: only what depends on the exam is made again
-
-    Decisions are kept in lake/reviews/C.jsonl and outlive every re-making of the exam. Read the
-    same file as often as you like; to take a decision back, decide anew in a new table.
+    Nothing is sent anywhere. Exit code 0: all is well. 1: something is to be mended.
     """
-    given = [value for value in (written, filled_in, status or None) if value is not None]
-    if len(given) != 1:
-        raise click.UsageError("give one of --write FILE, --read FILE and --status")
-    from kinject_assets.config import home
-    from kinject_assets.core.exams.review import review_exam
-    from kinject_assets.core.store import Store
+    from kinject_assets.core.doctor import as_json, examine
 
-    profile = _select(profile_name)
-    store = Store(home(profile))
-    click.echo(review_exam(profile, store, corpus, write=written, read=filled_in))
-
-
-@main.group()
-def lab() -> None:
-    """The embedded lab: a synthetic world, its server and its two tiny models."""
-
-
-@lab.command("serve")
-@profile_option
-@click.option("--port", default=8471, show_default=True, help="Port on 127.0.0.1; 0: a free one.")
-@click.option(
-    "--faults",
-    type=click.FloatRange(0, 1),
-    default=0.0,
-    help="Share of requests that go wrong: to see a study go through bad weather.",
-)
-@click.option(
-    "--fault",
-    "kinds",
-    multiple=True,
-    help="Which: 429, 500, timeout, cut, malformed, wrong_schema, maxlag. Default: all.",
-)
-@click.option("--retry-after", default=0.2, show_default=True, help="Seconds that 429 asks for.")
-@click.option("--latency", default=0.0, help="Seconds that every answer takes.")
-def lab_serve(
-    profile_name: str | None,
-    port: int,
-    faults: float,
-    kinds: tuple[str, ...],
-    retry_after: float,
-    latency: float,
-) -> None:
-    r"""Serves the lab's MediaWiki and chat API on loopback until Ctrl-C.
-
-    \b
-    kinject lab serve --faults 0.3 &
-    KINJECT_LAB_URL=http://127.0.0.1:8471 kinject run
-    """
-    profile = _select(profile_name)
-    if profile.lab is None:
-        raise KinjectError(f"{profile.path}: has no part `lab:`, so there is no world to serve")
-    from kinject_assets.lab.clock import lab_now
-    from kinject_assets.lab.server import FAULT_KINDS, Faults
-    from kinject_assets.lab.server import main as serve
-
-    if unknown := set(kinds) - set(FAULT_KINDS):
-        raise click.UsageError(f"no fault {sorted(unknown)}; there are {', '.join(FAULT_KINDS)}")
-    settings = Faults(
-        rate=faults,
-        kinds=[kind for kind in FAULT_KINDS if not kinds or kind in kinds],
-        retry_after=retry_after,
-        latency=latency,
-    )
-    serve(profile.lab, port=port, clock=lambda: lab_now(profile), faults=settings)
-
-
-@lab.command("advance")
-@profile_option
-@click.option("--days", type=click.IntRange(1, 3660), help="Days to move on.")
-@click.option("--months", type=click.IntRange(1, 120), help="Months to move on.")
-@click.option("--to", type=click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M"]), help="UTC.")
-def lab_advance(
-    profile_name: str | None, days: int | None, months: int | None, to: "datetime | None"
-) -> None:
-    r"""Moves the lab's clock on: its wiki then has later events and edits. Nothing else moves it.
-
-    \b
-    kinject lab advance --months 1 && kinject refresh
-    """
-    from datetime import UTC, timedelta
-
-    from kinject_assets.lab.clock import advance, lab_now
-
-    profile = _select(profile_name)
-    given = [value for value in (days, months, to) if value is not None]
-    if len(given) != 1:
-        raise click.UsageError("give one of --days, --months and --to")
-    moment = lab_now(profile)
-    if to is not None:
-        moment = to.replace(tzinfo=UTC)
-    elif days is not None:
-        moment += timedelta(days=days)
-    else:
-        for _ in range(months or 0):
-            # The same day of the next month, or its last one.
-            following = (moment.replace(day=1) + timedelta(days=32)).replace(day=1)
-            last = (following + timedelta(days=32)).replace(day=1) - timedelta(days=1)
-            moment = following.replace(day=min(moment.day, last.day))
-    click.echo(f"the lab's clock: {advance(profile, moment):%Y-%m-%d %H:%M} UTC")
-
-
-@lab.command("pretrain")
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Default: data/lab.")
-@click.option("--threads", default=2, show_default=True, help="CPU threads.")
-@click.option("--model", "names", multiple=True, help="lab-llama, lab-mistral; default: both.")
-def lab_pretrain(out: Path | None, threads: int, names: tuple[str, ...]) -> None:
-    """Makes the lab's models and encoders again, from random weights (an hour on 2 cores)."""
-    from kinject_assets.config import lab_data
-    from kinject_assets.lab.encoder import build_encoders
-    from kinject_assets.lab.pretrain import SHAPES, pretrain
-
-    unknown = set(names) - set(SHAPES)
-    if unknown:
-        raise click.UsageError(f"no lab model {sorted(unknown)}; there are {list(SHAPES)}")
-    folder = out or lab_data()
-    build_encoders(folder)
-    for name in names or SHAPES:
-        record = pretrain(
-            name,
-            folder,
-            threads=threads,
-            log=lambda line: click.echo(line, err=True),
-        )
-        click.echo(record)
-
-
-@lab.command("study")
-@click.option(
-    "--world", "worlds", multiple=True, type=int, help="World seeds; default: docs/lab.md's."
-)
-@click.option(
-    "--jobs",
-    type=click.IntRange(min=1),
-    default=2,
-    show_default=True,
-    help="Worlds at once; cores are shared out.",
-)
-@click.option(
-    "--page",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    default=Path("docs/lab.md"),
-    show_default=True,
-    help="Page whose results are renewed; raw figures and plots go to a folder beside it.",
-)
-@click.option("--collect", is_flag=True, help="Pools the results that are there; runs nothing.")
-def lab_study(worlds: tuple[int, ...], jobs: int, page: Path, collect: bool) -> None:
-    """Runs the study of docs/lab.md on all its worlds and pools them (some 80 minutes on 2 cores).
-
-    Each world is a profile of its own below KINJECT_HOME. Stopped and started again, it goes on.
-    """
-    from kinject_assets.config import base_folder
-    from kinject_assets.lab.study import PROFILE, WORLDS, run_worlds
-    from kinject_assets.lab.study import collect as pool
-
-    chosen = worlds or WORLDS
-    folder = base_folder() / PROFILE
-    if not collect:
-        run_worlds(chosen, folder, jobs, lambda line: click.echo(line, err=True))
-    study = pool(chosen, folder, page)
-    click.echo(f"{page}: {len(study.worlds)} worlds, {len(study.checkpoints)} checkpoints")
+    findings = examine(select(profile_name))
+    click.echo(as_json(findings) if fmt == "json" else "\n".join(map(str, findings)))
+    sys.exit(0 if all(finding.ok for finding in findings) else 1)
 
 
 if __name__ == "__main__":

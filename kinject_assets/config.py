@@ -26,6 +26,9 @@ from kinject_assets.core.errors import ProfileError
 
 PROFILES = Path(__file__).parent / "profiles"
 
+REFERENCES = Path(__file__).parents[1] / "data" / "reference"
+"""The study's published tables."""
+
 Slug = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
 """A name that may become a partition key and a folder: lower-case letters, digits, `._-`."""
 
@@ -96,7 +99,7 @@ class Wiki(Settings):
 class WikiPages(Settings):
     """Pages of a wiki by category or title."""
 
-    kind: Literal["wiki"]
+    kind: Literal["wiki"] = Field(description="chooses this part")
     wiki: str = Field(default="wikipedia", description="a name under `wikis`")
     categories: tuple[str, ...] = Field(default=(), description="categories, without `Category:`")
     depth: int = Field(default=1, ge=0, le=10, description="levels of sub-categories below them")
@@ -118,7 +121,7 @@ class WikiPages(Settings):
 class WikiEvents(Settings):
     """Current events: one category a month."""
 
-    kind: Literal["events"]
+    kind: Literal["events"] = Field(description="chooses this part")
     wiki: str = Field(default="wikipedia", description="a name under `wikis`")
     categories: tuple[str, ...] = Field(
         default=("{month_name} {year} events in the United States",),
@@ -142,7 +145,7 @@ class WikiEvents(Settings):
 class Files(Settings):
     """Local files, one article each (one a line for jsonl)."""
 
-    kind: Literal["files"]
+    kind: Literal["files"] = Field(description="chooses this part")
     folder: Path = Field(description="folder, relative to the profile's file")
     patterns: tuple[str, ...] = Field(
         default=("**/*.txt", "**/*.md", "**/*.html", "**/*.htm", "**/*.pdf", "**/*.jsonl"),
@@ -154,7 +157,7 @@ class Files(Settings):
 class MMLUExam(Settings):
     """A subject of MMLU."""
 
-    kind: Literal["mmlu"]
+    kind: Literal["mmlu"] = Field(description="chooses this part")
     subject: str = Field(description="e.g. anatomy")
     folder: Path | None = Field(
         default=None,
@@ -166,7 +169,7 @@ class MMLUExam(Settings):
 class GeneratedExam(Settings):
     """An exam that the language model writes from the corpus's chunks."""
 
-    kind: Literal["generated"]
+    kind: Literal["generated"] = Field(description="chooses this part")
 
 
 class Corpus(Settings):
@@ -250,8 +253,12 @@ class LLM(Settings):
         description="how structured answers are asked for; all are validated. json_object_schema "
         "puts the schema beside json_object, as llama.cpp's server takes it",
     )
-    temperature: float = Field(default=1.0, ge=0, le=2)
-    max_output_tokens: int = Field(default=1500, ge=16)
+    temperature: float = Field(
+        default=1.0, ge=0, le=2, description="spread of the service's words; 0: the likeliest"
+    )
+    max_output_tokens: int = Field(
+        default=1500, ge=16, description="longest answer; one that is cut off is asked for again"
+    )
     concurrency: int = Field(default=8, ge=1, le=256, description="requests at once")
     batch: bool = Field(
         default=False,
@@ -344,7 +351,7 @@ class Encoder(Settings):
         ge=1,
         description="tokens of a text that it reads, at most its own limit, which null means",
     )
-    batch_size: int = Field(default=64, ge=1)
+    batch_size: int = Field(default=64, ge=1, description="texts a forward pass")
 
 
 RetrieverName = Literal["dense", "lexical", "fused", "reranked", "oracle", "random"]
@@ -438,7 +445,9 @@ class Retrieval(Settings):
         default=8.0, gt=0, description="GB of memory that an index chosen by `auto` may take"
     )
     index_parameters: IndexParameters = IndexParameters()
-    query: Literal["question", "question_and_options"] = "question"
+    query: Literal["question", "question_and_options"] = Field(
+        default="question", description="what is searched with"
+    )
     depth: int = Field(default=10, ge=1, le=1000, description="ranks kept per question")
     retrievers: tuple[RetrieverName, ...] = Field(
         default=("dense",),
@@ -490,7 +499,9 @@ class Model(Settings):
 
     source: str = Field(description="hub id, folder, or `lab:NAME`")
     revision: str | None = Field(default=None, description="revision of a hub id")
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(
+        default="float32", description="numbers it computes with; bfloat16 on today's GPUs"
+    )
     knowledge_cutoff: date | None = Field(
         default=None, description="date of the newest text it was trained on"
     )
@@ -518,10 +529,14 @@ class Training(Settings):
         default="best",
         description="epoch that is kept: best on the validation paraphrases, or the last one",
     )
-    warmup_share: float = Field(default=0.03, ge=0, le=1)
-    weight_decay: float = Field(default=0.0, ge=0)
-    lora_rank: int = Field(default=16, ge=1)
-    lora_alpha: int = Field(default=32, ge=1)
+    warmup_share: float = Field(
+        default=0.03, ge=0, le=1, description="share of the steps in which the learning rate rises"
+    )
+    weight_decay: float = Field(default=0.0, ge=0, description="of AdamW")
+    lora_rank: int = Field(default=16, ge=1, description="rank of adapters (lora, qlora)")
+    lora_alpha: int = Field(
+        default=32, ge=1, description="adapters are scaled by lora_alpha / lora_rank"
+    )
     general_text: Path | Literal["lab"] | None = Field(
         default=None, description="text file whose perplexity before and after training is measured"
     )
@@ -588,6 +603,9 @@ class Training(Settings):
         return self
 
 
+OVERRIDES = "in place of that of `training`; null: that one"
+
+
 class RecipeOverrides(Settings):
     """What a recipe does otherwise than `training`, and what it trains on beside the text."""
 
@@ -596,15 +614,17 @@ class RecipeOverrides(Settings):
         description="who writes the NN texts of pNN: paraphrase (the default), question_answer or "
         "implications; another one than paraphrase needs a variant, e.g. full.p04.qa",
     )
-    epochs: int | None = Field(default=None, ge=1, le=1000)
-    learning_rates: tuple[float, ...] | None = Field(default=None, min_length=1)
-    keep: Literal["best", "last"] | None = None
-    replay_share: float | None = Field(default=None, ge=0, lt=1)
-    lora_rank: int | None = Field(default=None, ge=1)
-    lora_alpha: int | None = Field(default=None, ge=1)
-    patience: int | None = Field(default=None, ge=1)
-    processes: int | None = Field(default=None, ge=1, le=64)
-    sharding: Literal["none", "fsdp"] | None = None
+    epochs: int | None = Field(default=None, ge=1, le=1000, description=OVERRIDES)
+    learning_rates: tuple[float, ...] | None = Field(
+        default=None, min_length=1, description=OVERRIDES
+    )
+    keep: Literal["best", "last"] | None = Field(default=None, description=OVERRIDES)
+    replay_share: float | None = Field(default=None, ge=0, lt=1, description=OVERRIDES)
+    lora_rank: int | None = Field(default=None, ge=1, description=OVERRIDES)
+    lora_alpha: int | None = Field(default=None, ge=1, description=OVERRIDES)
+    patience: int | None = Field(default=None, ge=1, description=OVERRIDES)
+    processes: int | None = Field(default=None, ge=1, le=64, description=OVERRIDES)
+    sharding: Literal["none", "fsdp"] | None = Field(default=None, description=OVERRIDES)
 
 
 AS_ITS_RECIPE = ("epochs", "replay_share", "lora_rank", "lora_alpha")
@@ -615,16 +635,22 @@ are, too, but come from its checkpoint."""
 class Cells(Settings):
     """Cells of the grid that are asked for: every named corpus with every named model."""
 
-    corpora: tuple[Slug, ...] = Field(min_length=1)
-    models: tuple[Slug, ...] = Field(min_length=1)
-    methods: tuple[Literal["base", "rag", "ft", "ft_rag"], ...] = ("base", "rag", "ft", "ft_rag")
+    corpora: tuple[Slug, ...] = Field(min_length=1, description="names under `corpora`")
+    models: tuple[Slug, ...] = Field(min_length=1, description="names under `models`")
+    methods: tuple[Literal["base", "rag", "ft", "ft_rag"], ...] = Field(
+        default=("base", "rag", "ft", "ft_rag"),
+        description="base: the model alone; rag: with retrieved chunks; ft: fine-tuned; ft_rag: "
+        "both",
+    )
     recipes: tuple[Slug, ...] = Field(default=(), description="recipes trained for ft and ft_rag")
 
 
 class Scoring(Settings):
     """How exams are answered."""
 
-    shots: tuple[int, ...] = Field(default=(0, 5), min_length=1)
+    shots: tuple[int, ...] = Field(
+        default=(0, 5), min_length=1, description="solved examples in front, each number"
+    )
     k: tuple[int, ...] = Field(
         default=(1, 2, 3, 4, 5), min_length=1, description="chunks for rag, each"
     )
@@ -738,6 +764,17 @@ class Hardware(Settings):
     )
 
 
+class Results(Settings):
+    """What is kept of results."""
+
+    history: int = Field(
+        default=20,
+        ge=0,
+        le=1000,
+        description="earlier results to keep a copy of, for `kinject diff`; 0: none",
+    )
+
+
 class RecipeSpec(Settings):
     """A recipe's meaning, read from its name.
 
@@ -784,7 +821,7 @@ class Profile(Settings):
     """A whole experiment."""
 
     name: Slug = Field(description="also the folder below KINJECT_HOME")
-    description: str = ""
+    description: str = Field(default="", description="for people")
     contact: str = Field(
         default="",
         description="e-mail or address in the User-Agent, as Wikimedia asks; needed for wikis",
@@ -810,6 +847,7 @@ class Profile(Settings):
     damage: DamageProbes = DamageProbes()
     hardware: Hardware = Hardware()
     refresh: Refresh = Refresh()
+    results: Results = Results()
     compute: Literal["inline", "local"] = Field(
         default="local", description="inline: in this process; local: a process per heavy step"
     )

@@ -13,6 +13,59 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
+LINE_SECONDS = 5.0
+"""Seconds between two plain lines on the same work."""
+
+
+class StepDisplay:
+    """Shows the progress of one command's work on stderr; called as a `core.progress.Report`.
+
+    Args:
+        console: Where to; its `is_terminal` decides between a live line and plain lines.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._progress = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}", markup=False),
+            TextColumn("{task.fields[amount]}", markup=False),
+            TimeElapsedColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._task = self._progress.add_task("", total=None, amount="")
+        self._said = ("", float("-inf"))
+
+    def __enter__(self) -> "StepDisplay":
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._progress.stop()
+
+    def __call__(self, message: str, done: int | None = None, total: int | None = None) -> None:
+        """Work goes on."""
+        amount = f"{done}/{total}" if done is not None and total else ""
+        self._progress.update(self._task, description=message, amount=amount)
+        before, at = self._said
+        now = time.monotonic()
+        # What changes with every file or token is the same work as before.
+        work = message.split(" ", 1)[0]
+        if not self._console.is_terminal and (work != before or now - at >= LINE_SECONDS):
+            self._said = (work, now)
+            self.say(f"{message} {amount}".rstrip())
+
+    def say(self, text: str) -> None:
+        """A line that stays."""
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
 
 class TerminalDisplay:
     """Shows a drive on stderr.

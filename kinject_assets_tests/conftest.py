@@ -1,4 +1,4 @@
-"""The real MediaWiki, and a small disk, for tests that want them."""
+"""The real MediaWiki, the synthetic lake, and a small disk, for tests that want them."""
 
 import os
 import subprocess
@@ -8,6 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from kinject_assets_tests.core.results.fixtures import built, lake, rich
+
+# Here, so that they are built once for all folders of tests.
+__all__ = ["built", "lake", "rich"]
 
 REPOSITORY = Path(__file__).parents[1]
 WIKI_STATE = Path(tempfile.gettempdir()) / "kinject-mediawiki"

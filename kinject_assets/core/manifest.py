@@ -80,6 +80,7 @@ class Manifest:
         run_id: Dagster run.
         counts: Numbers worth knowing, for metadata.
         checks: What the asset's checks found: `name`, `passed`, `warn`, `message`.
+        seal: Hash of all the rest, so that a later edit shows; empty in manifests of old.
     """
 
     asset: str
@@ -97,6 +98,22 @@ class Manifest:
     finished_at: str = ""
     counts: dict[str, Any] = field(default_factory=dict)
     checks: list[dict[str, Any]] = field(default_factory=list)
+    seal: str = ""
+
+    def sealed(self) -> "Manifest":
+        """The same with its seal."""
+        return dataclasses.replace(self, seal=self._digest())
+
+    @property
+    def intact(self) -> bool:
+        """Whether the seal is that of the rest; one without a seal says nothing against itself."""
+        return not self.seal or self.seal == self._digest()
+
+    def _digest(self) -> str:
+        # As it will be read back: a tuple is a list then, a number as a key a string.
+        rest = json.loads(dataclasses.replace(self, seal="").to_json())
+        text = json.dumps(rest, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
 
     def to_json(self) -> str:
         """The manifest as it is written."""

@@ -344,7 +344,7 @@ class Store:
             finished_at=datetime.now(UTC).isoformat(),
             counts=dict(counts or {}),
             checks=[dict(check) for check in checks],
-        )
+        ).sealed()
         write_atomically(self.folder(cell) / MANIFEST, manifest.to_json())
         self.sweep(cell)
         work = self.lake.joinpath(".work", cell.asset, *cell.parts)

@@ -19,8 +19,8 @@ from kinject_assets.core import journal
 from kinject_assets.core.carry import CARRIED, PREPARED, out_of_date, ready, rolling_corpora
 from kinject_assets.core.manifest import content_hash
 from kinject_assets.core.plan import Plan
+from kinject_assets.core.status import FAILURES
 from kinject_assets.core.store import Cell, Store
-from kinject_assets.defs.instance import FAILURES
 from kinject_assets.defs.io import CARRY, UNLESS_COMPLETE
 from kinject_assets.defs.jobs import follow
 from kinject_assets.defs.partitions import CORPUS, PROFILE, cell_parts, corpus_keys, partition_key

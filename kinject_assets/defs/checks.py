@@ -12,7 +12,7 @@ from kinject_assets.config import Chunking
 from kinject_assets.core.augmentation.overlap import Met, Overlap
 from kinject_assets.core.exams.novelty import Novelty
 from kinject_assets.core.exams.writing import right_is_longest
-from kinject_assets.core.lineage.audit import Audit
+from kinject_assets.core.lineage.findings import Audit, Finding
 from kinject_assets.core.plan import FIGURES
 from kinject_assets.core.report.figures import StudyFigure
 from kinject_assets.core.retrieval.index import BLOCK, ChunkIndex
@@ -46,6 +46,9 @@ PUBLISHED_VERDICTS = {
 
 SAMPLE = 1000
 """Vectors that are searched to check an index, at most."""
+
+SHOWN_FINDINGS = 10
+"""Findings of the audit that a check names."""
 
 SHOWN = 100
 """Characters of a text that a check quotes."""
@@ -115,7 +118,14 @@ CHECKS: dict[str, dict[str, str]] = {
     },
     "claims": {"self_test": "The claims' code finds what the published tables are known to show."},
     "report": {"offline": "The report asks for nothing from outside."},
-    "lineage_audit": {"sound": "Manifests, files, inputs and Dagster's event log agree."},
+    "lineage_audit": {
+        "nothing_missing": "Every artefact and file that something names is there.",
+        "nothing_changed": "Files, manifests and Dagster's log say the same.",
+        "nothing_orphaned": "The lake holds nothing that no manifest names.",
+        "rows_agree": "The database holds the rows that were written to it, and no others.",
+        "chains_resolve": "Every answer leads to its question, text, checkpoint and articles.",
+        "nothing_stale": "Nothing was made from what has changed since.",
+    },
 }
 for _method in ("rag", "ft", "ft_rag"):
     CHECKS[f"answers_{_method}"] = CHECKS["answers_base"]
@@ -607,13 +617,35 @@ def report(path: Path) -> list[dg.AssetCheckResult]:
 
 
 def lineage_audit(verdict: Audit) -> list[dg.AssetCheckResult]:
-    """Checks of the audit."""
-    return [
-        check(
-            "sound",
-            verdict.ok,
-            str(verdict)
-            if verdict.ok
-            else f"{verdict}\nDelete what is broken and run `kinject run`: only that is made anew.",
+    """Checks of the audit: what is broken is an error, what is stale a warning."""
+    stale = verdict.stale
+    broken = {
+        name: [f for f in verdict.broken if f.area == area and kind in {f.kind, ""}]
+        for name, area, kind in (
+            ("nothing_missing", "lake", "missing"),
+            ("nothing_changed", "lake", "changed"),
+            ("nothing_orphaned", "lake", "orphaned"),
+            ("rows_agree", "rows", ""),
+            ("chains_resolve", "chains", ""),
         )
+    }
+    return [
+        *(_audited(name, found, verdict) for name, found in broken.items()),
+        _audited("nothing_stale", stale, verdict, warn=True),
     ]
+
+
+def _audited(
+    name: str, found: Sequence[Finding], verdict: Audit, warn: bool = False
+) -> dg.AssetCheckResult:
+    said = [f"{f.artefact}: {f.detail}. Mend: {f.mend}" for f in found[:SHOWN_FINDINGS]]
+    more = len(found) - len(said)
+    if more > 0:
+        said.append(f"and {more} more: `kinject audit --all` names them")
+    return check(
+        name,
+        not found,
+        "\n".join(said) if found else verdict.extent,
+        warn=warn,
+        findings=len(found),
+    )

@@ -1,4 +1,4 @@
-"""What the command line does with Dagster: run a profile, serve the UI, audit, examine."""
+"""What the command line does with Dagster: run a profile, serve the UI, audit."""
 
 import contextlib
 import json
@@ -20,27 +20,29 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 
 from kinject_assets.config import Profile, home, local_or_hub
-from kinject_assets.core import journal
 from kinject_assets.core.carry import followers, out_of_date, rolling_corpora
 from kinject_assets.core.corpus.releases import read_releases
 from kinject_assets.core.errors import DiskFull, KinjectError, MissingArtefact, is_disk_full
 from kinject_assets.core.estimate import keep_estimate
-from kinject_assets.core.lineage.audit import audit, trace
+from kinject_assets.core.lineage.ancestry import trace
+from kinject_assets.core.lineage.audit import audit
+from kinject_assets.core.lineage.cells import trace_cell
 from kinject_assets.core.llm.ledger import Ledger
 from kinject_assets.core.manifest import write_atomically
 from kinject_assets.core.plan import CODE_VERSIONS, Plan
 from kinject_assets.core.process import Owner, this_process
+from kinject_assets.core.progress import Report
 from kinject_assets.core.store import Cell, Store
 from kinject_assets.defs.compute import LIBRARIES, compute_mode, load_libraries
 from kinject_assets.defs.drive import Outcome, drive
-from kinject_assets.defs.instance import FAILURES, logged_versions, open_instance, recover
+from kinject_assets.defs.instance import logged, open_instance, recover
 from kinject_assets.defs.partitions import add_corpus_keys
 from kinject_assets.display import TerminalDisplay
 
 INTERRUPTED = 130
 
-SHOWN_FAILURES = 5
-"""Last failures of the UI's runs that `kinject status` shows."""
+AUDIT_SECONDS = 2.0
+"""Seconds between two lines of progress of the audit."""
 
 LAB_PORT = 8471
 """Port that the lab's wiki states as its own."""
@@ -280,30 +282,6 @@ def _recover(instance: dg.DagsterInstance, store: Store, root: Path, console: Co
         _say(console, f"{len(batches)} batches are open at the language model service: collected")
 
 
-def show_status(profile: Profile) -> str:
-    """What `kinject status` prints: how many cells are in which state, and what is being made."""
-    store = Store(home(profile))
-    plan = Plan(profile, store)
-    counts: defaultdict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
-    for cell in plan.cells:
-        counts[cell.asset][plan.state(cell)] += 1
-    lines = [
-        f"{asset:24} " + ", ".join(f"{n} {state}" for state, n in sorted(states.items()))
-        for asset, states in counts.items()
-    ]
-    asked = {str(cell) for cell in plan.cells}
-    for step in (step for step in store.under_way() if step.cell in asked):
-        ago = max(0, round(time.time() - step.at))
-        what = "being made" if step.owner.alive else "stopped, goes on with the next run"
-        lines.append(f"{step.cell}: {what}; {ago} s ago: {step.amount} {step.message}")
-    failures = store.root / FAILURES
-    if failures.exists():
-        mend = f"Delete {failures}: it only lists runs that failed."
-        for row in list(journal.read(failures, mend))[-SHOWN_FAILURES:]:
-            lines.append(f"failed at {row['time']}: {row['what']}: {row['why'].splitlines()[0]}")
-    return "\n".join(lines)
-
-
 def _known(profile: Profile, what: str, names: Sequence[str], allowed: dict) -> None:
     for name in names:
         if name not in allowed:
@@ -519,73 +497,53 @@ def _end(processes: Sequence[subprocess.Popen]) -> None:
             member.kill()
 
 
-# --- audit and doctor ---
+# --- audit ---
 
 
-def audit_lake(profile: Profile, as_json: bool) -> tuple[str, bool]:
-    """Verifies every artefact; the text to print and whether all is sound."""
+def audit_lake(profile: Profile, as_json: bool, width: int | None = None) -> tuple[str, bool]:
+    """Verifies every artefact and the database; the text to print and whether all is sound.
+
+    Args:
+        profile: The experiment.
+        as_json: Gives JSON.
+        width: Columns of the terminal; `None` for a pipe.
+    """
     store = Store(home(profile))
     if not store.lake.exists():
         raise MissingArtefact(f"{store.lake} does not exist yet; run `kinject run` first")
     instance = open_instance(profile)
     try:
-        verdict = audit(store, profile, events=logged_versions(instance, store))
+        events = logged(instance, store, Plan(profile, store).cells)
     finally:
         instance.dispose()
-    return (verdict.to_json() if as_json else str(verdict)), verdict.ok
+    verdict = audit(store, profile, events, _said_at_times(Console(stderr=True)))
+    return (verdict.to_json() if as_json else verdict.text(width)), verdict.ok
 
 
-def audit_answer(profile: Profile, answer: str, as_json: bool) -> tuple[str, bool]:
-    """The chain of one answer; the text to print and whether it reaches an article."""
+def _said_at_times(console: Console) -> Report:
+    """Reports long work every few seconds."""
+    last = time.monotonic()
+
+    def report(message: str, done: int | None = None, total: int | None = None) -> None:
+        nonlocal last
+        if time.monotonic() - last >= AUDIT_SECONDS:
+            last = time.monotonic()
+            _say(console, f"{message} {done}/{total}" if total else message)
+
+    return report
+
+
+def audit_answer(
+    profile: Profile, answer: str, as_json: bool, width: int | None = None
+) -> tuple[str, bool]:
+    """The chain of one answer; the text to print and whether it is whole."""
     chain = trace(home(profile) / "results.duckdb", answer)
-    return (chain.to_json() if as_json else str(chain)), True
+    return (chain.to_json() if as_json else chain.text(width)), chain.whole
 
 
-def examine(profile: Profile) -> tuple[list[str], bool]:
-    """What `kinject doctor` finds: lines to print, and whether all is well."""
-    import importlib.util
-    import shutil
-
-    lines: list[str] = []
-    healthy = True
-
-    def note(good: bool, text: str) -> None:
-        nonlocal healthy
-        healthy = healthy and good
-        lines.append(f"{'ok  ' if good else 'MEND'} {text}")
-
-    note(True, f"profile {profile.path}")
-    packages = (
-        "dagster_webserver torch transformers peft faiss sentence_transformers lm_eval duckdb"
-    )
-    for package in packages.split():
-        there = importlib.util.find_spec(package) is not None
-        note(there, f"package {package}" + ("" if there else ": pip install -e ."))
-    root = home(profile)
-    root.mkdir(parents=True, exist_ok=True)
-    writable = os.access(root, os.W_OK)
-    free = shutil.disk_usage(root).free / 2**30
-    note(
-        writable,
-        f"{root} " + ("is writable" if writable else "cannot be written; set KINJECT_HOME"),
-    )
-    note(free > 2, f"{free:.0f} GiB free there" + ("" if free > 2 else "; a study needs more"))
-    for name, model in profile.models.items():
-        source = local_or_hub(profile, model.source)
-        note(
-            not model.source.startswith("lab:") or Path(source).is_dir(),
-            f"model {name}: {source}"
-            + (" (a folder)" if Path(source).is_dir() else " (from the hub when it is used)"),
-        )
-    if any(c.exam.kind == "generated" for c in profile.corpora.values()):
-        if profile.llm.base_url == "lab":
-            note(True, "questions and paraphrases: the lab's writer, no key needed")
-        else:
-            base = profile.llm.base_url or os.environ.get("OPENAI_BASE_URL")
-            key = bool(os.environ.get("OPENAI_API_KEY"))
-            note(
-                key or bool(base),
-                f"questions and paraphrases: {base or 'OpenAI'}, key "
-                + ("set" if key else "not set: export OPENAI_API_KEY=..."),
-            )
-    return lines, healthy
+def audit_cell(
+    profile: Profile, cell: str, as_json: bool, width: int | None = None
+) -> tuple[str, bool]:
+    """What a number of the study's tables rests on; the text to print and whether it is whole."""
+    chain = trace_cell(home(profile) / "results.duckdb", cell)
+    return (chain.to_json() if as_json else chain.text(width)), chain.whole

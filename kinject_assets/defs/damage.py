@@ -85,7 +85,10 @@ def _probe(step: Step, config: ScoringSettings, kind: str, corpus: str) -> Damag
     profile = step.study.profile
     retriever = next(iter(profile.retrieval.answering(profile.corpora[corpus].exam.kind)), "")
     request = score_request(step, corpus, after, asked, (retriever,))
-    out = step.draft / f"{kind}-{corpus}"
+    name = f"{kind}-{corpus}"
+    out = step.draft / name
+    # Answers are to prompts: those to questions that stay in an exam stay, too.
+    request["previous"] = [f"{folder}/{name}" for folder in step.previous_folders("damage")]
     run_worker(step, "score", {**request, "out": str(out)})
     base = Cell(METHODS[before], (corpus, step.study.plan.model_of(step.cell)))
     k = settings.k if kind == "reading" else 0

@@ -1,16 +1,13 @@
 """The figures of the study, from the database alone."""
 
-from dataclasses import asdict
-
 import dagster as dg
 
-from kinject_assets.core.manifest import content_hash
+from kinject_assets.config import REFERENCES
 from kinject_assets.core.plan import CODE_VERSIONS
-from kinject_assets.core.report.figures import FIGURES, Source, write_figure
+from kinject_assets.core.report.figures import FIGURES, Source, figure_version, write_figure
 from kinject_assets.core.report.plots import draw_page
 from kinject_assets.defs import checks
 from kinject_assets.defs.io import image, making, one_maker
-from kinject_assets.defs.partitions import REFERENCES
 from kinject_assets.defs.policy import FIGURES_GROUP, OWNERS
 from kinject_assets.defs.resources import Study
 from kinject_assets.defs.results import results
@@ -39,10 +36,7 @@ def _figure(name: str, description: str) -> dg.AssetsDefinition:
             write_figure(made, step.draft)
             row_type, rows = made.tables[name]
             return step.finish(
-                content_hash(
-                    [asdict(row) for _, table in made.tables.values() for row in table],
-                    [asdict(page) for page in made.pages],
-                ),
+                figure_version(made),
                 rows=rows,
                 row_type=row_type,
                 counts={"pages": len(made.pages)},

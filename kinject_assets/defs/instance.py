@@ -1,7 +1,7 @@
 """The profile's own Dagster instance: opened ready to use, and cleared of what a crash left."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,10 +9,12 @@ import dagster as dg
 from dagster import DagsterInstance, DagsterRunStatus, RunsFilter
 
 from kinject_assets.config import Profile, home
-from kinject_assets.core.manifest import write_atomically
+from kinject_assets.core.lineage.audit import Logged
+from kinject_assets.core.manifest import Manifest, write_atomically
 from kinject_assets.core.process import Owner, this_process
-from kinject_assets.core.store import Store
-from kinject_assets.defs.partitions import add_corpus_keys
+from kinject_assets.core.store import Cell, Store
+from kinject_assets.defs.io import SEAL
+from kinject_assets.defs.partitions import add_corpus_keys, partition_key
 
 HEADER = "# Written by kinject; remove this line to keep your own changes.\n"
 
@@ -31,9 +33,6 @@ run_monitoring:
   free_slots_after_run_end_seconds: 5
 """
 )
-
-FAILURES = "failures.jsonl"
-"""File of the profile's folder that failed runs of the UI are written to."""
 
 # The prefix keeps them out of the UI.
 PID_TAG = ".dagster/kinject_pid"
@@ -146,28 +145,46 @@ def free_slots(instance: DagsterInstance) -> int:
     return freed
 
 
-def logged_versions(instance: DagsterInstance, store: Store) -> dict[str, str]:
-    """Data version of each published artefact in Dagster's event log, by cell."""
-    found: dict[str, str] = {}
-    for cell, manifest in store.published(skip_broken=True):
+def logged(
+    instance: DagsterInstance, store: Store, cells: Iterable[Cell] = ()
+) -> dict[str, Logged]:
+    """The last event of each artefact in Dagster's log, by cell.
+
+    Args:
+        instance: The profile's instance.
+        store: The profile's lake: all that it holds is looked up.
+        cells: What is looked up besides, whether it is there or not.
+    """
+    keys = {cell: partition_key(cell.parts) for cell in cells}
+    keys |= {cell: manifest.partition for cell, manifest in store.published(skip_broken=True)}
+    found: dict[str, Logged] = {}
+    for cell, key in keys.items():
         records = instance.fetch_materializations(
             dg.AssetRecordsFilter(
-                asset_key=dg.AssetKey(cell.asset),
-                asset_partitions=[manifest.partition] if manifest.partition else None,
+                asset_key=dg.AssetKey(cell.asset), asset_partitions=[str(key)] if key else None
             ),
             limit=1,
         ).records
         if records and (event := records[0].asset_materialization) and event.tags:
-            found[str(cell)] = event.tags.get("dagster/data_version", "")
+            seal = event.metadata.get(SEAL)
+            found[str(cell)] = Logged(
+                version=event.tags.get("dagster/data_version", ""),
+                seal=str(seal.value) if seal else "",
+                at=records[0].timestamp,
+            )
     return found
 
 
 def report_published(instance: DagsterInstance, store: Store) -> list[str]:
-    """Reports artefacts whose manifest is there and whose event is not; returns their cells."""
-    logged = logged_versions(instance, store)
+    """Reports artefacts whose manifest is there and whose event is not; returns their cells.
+
+    A manifest that was edited is not reported: the log stays a witness against it.
+    """
+    events = logged(instance, store)
     reported: list[str] = []
     for cell, manifest in store.published(skip_broken=True):
-        if logged.get(str(cell)) == manifest.logical_version:
+        event = events.get(str(cell))
+        if not manifest.intact or (event and _reports(event, manifest)):
             continue
         instance.report_runless_asset_event(
             dg.AssetMaterialization(
@@ -179,8 +196,19 @@ def report_published(instance: DagsterInstance, store: Store) -> list[str]:
                     "dagster/data_version_is_user_provided": "true",
                     "dagster/code_version": manifest.code_version,
                 },
-                metadata={"made_by_run": manifest.run_id, "made_at": manifest.finished_at},
+                metadata={
+                    "made_by_run": manifest.run_id,
+                    "made_at": manifest.finished_at,
+                    SEAL: manifest.seal,
+                },
             )
         )
         reported.append(str(cell))
     return reported
+
+
+def _reports(event: Logged, manifest: Manifest) -> bool:
+    """Whether an event is of this manifest, or of one that this one was made out of by hand."""
+    if event.version != manifest.logical_version:
+        return False
+    return event.seal in {"", manifest.seal} or not event.before(manifest)

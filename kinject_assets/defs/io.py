@@ -52,6 +52,9 @@ LOG_SECONDS = 5.0
 OBSERVED_SECONDS = 20.0
 """Seconds between two lines of the log, and between two marks on the asset's page."""
 
+SEAL = "manifest_seal"
+"""Metadata that keeps the manifest's seal in Dagster's log: a second witness against edits."""
+
 PREVIEW_ROWS = 5
 PREVIEW_CHARACTERS = 160
 
@@ -247,6 +250,7 @@ class Step:
             if isinstance(value, int | float | str)
         }
         shown["seconds"] = round((datetime.now(UTC) - self._began).total_seconds(), 2)
+        shown[SEAL] = manifest.seal
         shown["dagster/uri"] = str(self.study.store.folder(self.cell))
         shown["bytes"] = sum(file["bytes"] for file in manifest.files.values())
         if rows is not None and row_type is not None:
@@ -307,7 +311,7 @@ def _unchanged(manifest: Manifest) -> dg.MaterializeResult:
     """What an artefact is, and what its checks found when it was made."""
     return dg.MaterializeResult(
         data_version=dg.DataVersion(manifest.logical_version),
-        metadata={"unchanged_since": manifest.finished_at},
+        metadata={"unchanged_since": manifest.finished_at, SEAL: manifest.seal},
         check_results=[
             check(c["name"], c["passed"], c["message"], warn=c["warn"]) for c in manifest.checks
         ],

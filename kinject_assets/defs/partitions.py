@@ -10,9 +10,6 @@ from kinject_assets.core.corpus.releases import with_releases
 PROFILE = load_profile()
 """The profile of this process: `$KINJECT_PROFILE`, default `lab`."""
 
-REFERENCES = Path(__file__).parents[2] / "data" / "reference"
-"""The study's published tables."""
-
 CORPUS = dg.DynamicPartitionsDefinition(name="corpus")
 MODEL = dg.StaticPartitionsDefinition(list(PROFILE.models))
 RECIPE = dg.StaticPartitionsDefinition(

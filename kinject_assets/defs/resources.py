@@ -1,8 +1,5 @@
 """What assets work with: the profile, its lake, and the services that it names."""
 
-import os
-from contextlib import ExitStack
-from functools import cache
 from pathlib import Path
 
 import dagster as dg
@@ -10,29 +7,19 @@ import dagster as dg
 from kinject_assets.config import LLM, Profile, Wiki, home, local_or_hub
 from kinject_assets.core.llm.client import LLMClient
 from kinject_assets.core.llm.ledger import Ledger
+from kinject_assets.core.llm.service import address_of
 from kinject_assets.core.plan import Plan
 from kinject_assets.core.progress import Report
 from kinject_assets.core.schema import Generation
 from kinject_assets.core.store import Store
 from kinject_assets.defs.partitions import PROFILE
 
-_SERVERS = ExitStack()
-"""Keeps the lab's server as long as this process; its thread ends with it."""
 
-
-@cache
 def lab_url() -> str:
-    """Address of the lab's server: `$KINJECT_LAB_URL`, or one that this process starts and keeps.
+    """Address of the lab's server."""
+    from kinject_assets.lab.server import address_of
 
-    The lab's world is a function of its seed and its clock, so that any two servers answer alike.
-    """
-    if given := os.environ.get("KINJECT_LAB_URL"):
-        return given
-    assert PROFILE.lab is not None, "the profile model refuses `lab` addresses without a lab"
-    from kinject_assets.lab.clock import lab_now
-    from kinject_assets.lab.server import running
-
-    return _SERVERS.enter_context(running(PROFILE.lab, clock=lambda: lab_now(PROFILE)))
+    return address_of(PROFILE)
 
 
 class Study(dg.ConfigurableResource):
@@ -78,10 +65,7 @@ class Study(dg.ConfigurableResource):
 
     def llm(self, settings: LLM, report: Report) -> LLMClient:
         """The one client for questions and paraphrases."""
-        base_url = PROFILE.llm.base_url or os.environ.get("OPENAI_BASE_URL")
-        if base_url == "lab":
-            base_url = f"{lab_url()}/v1"
-        return LLMClient(settings, base_url=base_url, ledger=self.ledger, report=report)
+        return LLMClient(settings, base_url=address_of(PROFILE), ledger=self.ledger, report=report)
 
     def located(self, name: str) -> str:
         """Folder or hub id of a model, encoder or tokenizer that the profile names."""

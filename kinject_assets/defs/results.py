@@ -2,22 +2,28 @@
 
 import json
 import shutil
+from datetime import UTC, datetime
+from typing import Any
 
 import dagster as dg
 
+from kinject_assets.config import REFERENCES
 from kinject_assets.core.augmentation.overlap import overlaps
+from kinject_assets.core.errors import KinjectError
 from kinject_assets.core.manifest import content_hash
 from kinject_assets.core.plan import CODE_VERSIONS
 from kinject_assets.core.report.html import table_points, write_report
 from kinject_assets.core.report.plots import table_bars
+from kinject_assets.core.results.diff import last_change
+from kinject_assets.core.results.digests import ROWS
+from kinject_assets.core.results.history import keep, version_of
 from kinject_assets.core.results.loader import build_database
 from kinject_assets.core.results.tables import fetch, format_tables, query
 from kinject_assets.core.statistics.claims import judge
 from kinject_assets.core.statistics.published import facts, published
 from kinject_assets.defs import checks
 from kinject_assets.defs.damage import damage
-from kinject_assets.defs.io import image, making, one_maker
-from kinject_assets.defs.partitions import REFERENCES
+from kinject_assets.defs.io import Step, image, making, one_maker
 from kinject_assets.defs.policy import OWNERS, RESULTS_GROUP
 from kinject_assets.defs.resources import Study
 from kinject_assets.defs.scores import answers_base, answers_ft, answers_ft_rag, answers_rag
@@ -53,12 +59,14 @@ def results(context: dg.AssetExecutionContext, study: Study) -> dg.MaterializeRe
             generations=study.generations(),
             references=REFERENCES,
             scratch=step.draft,
+            digests=step.draft / ROWS,
             report=step.report,
         )
         (step.draft / "summary.json").write_text(json.dumps(counts, indent=2) + "\n")
         database = study.database
+        version = content_hash(step.inputs, counts)
         return step.finish(
-            content_hash(step.inputs, counts),
+            version,
             counts={f"rows_{table}": n for table, n in counts.items()},
             metadata={
                 "tables": dg.MetadataValue.md(format_tables(database, "markdown")),
@@ -72,6 +80,7 @@ def results(context: dg.AssetExecutionContext, study: Study) -> dg.MaterializeRe
                     )
                 },
                 "database": dg.MetadataValue.path(database),
+                **_remember(step, version),
             },
             checks=checks.results(
                 counts,
@@ -80,6 +89,30 @@ def results(context: dg.AssetExecutionContext, study: Study) -> dg.MaterializeRe
             ),
             libraries=("duckdb", "statsmodels", "scipy"),
         )
+
+
+def _remember(step: Step, version: str) -> dict[str, Any]:
+    """Keeps a copy of new results, and says what changed since those before.
+
+    Neither may stand in their way: what goes wrong is told in the log.
+    """
+    study, shown = step.study, dict[str, Any]()
+    try:
+        if changes := last_change(study.database):
+            shown["changes_since_the_last_results"] = dg.MetadataValue.md(changes)
+    except KinjectError as error:
+        step.context.log.warning("results: not compared with those before: %s", error)
+    try:
+        keep(
+            study.database,
+            version=version_of(version, step.fingerprint),
+            run_id=step.context.run_id,
+            at=datetime.now(UTC),
+            most=study.profile.results.history,
+        )
+    except OSError as error:
+        step.context.log.warning("results: no copy was kept for `kinject diff`: %s", error)
+    return shown
 
 
 @dg.asset(
@@ -120,7 +153,11 @@ def claims(context: dg.AssetExecutionContext, study: Study) -> dg.MaterializeRes
 )
 @one_maker
 def report(context: dg.AssetExecutionContext, study: Study) -> dg.MaterializeResult:
-    """One HTML file that opens offline: verdict, both tables, comparisons, plots, provenance."""
+    """One HTML file that opens offline, for someone who must decide.
+
+    The decision memo comes first, then what each method cost, both tables, comparisons and plots;
+    single questions can be filtered, looked into and challenged. Everything is in the file.
+    """
     with making(context, study) as step:
         path = step.draft / "report.html"
         write_report(study.database, study.profile, path, REFERENCES)

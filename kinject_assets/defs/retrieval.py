@@ -5,7 +5,6 @@ from typing import Any
 
 import dagster as dg
 
-from kinject_assets.config import Retrieval
 from kinject_assets.core.manifest import content_hash
 from kinject_assets.core.plan import CODE_VERSIONS
 from kinject_assets.core.report.plots import histogram, recall_by_k
@@ -19,6 +18,7 @@ from kinject_assets.core.retrieval.search import (
     recall_at,
     recall_curve,
 )
+from kinject_assets.core.retrieval.steps import located
 from kinject_assets.core.schema import Retrieved, logical_version
 from kinject_assets.core.statistics.intervals import wilson
 from kinject_assets.core.store import read_rows
@@ -160,7 +160,7 @@ def retrieved(context: dg.AssetExecutionContext, study: Study) -> dg.Materialize
                 "questions": str(study.store.path(step.upstream("questions"), "questions.parquet")),
                 "chunks": str(study.store.path(step.upstream("chunks"), "chunks.parquet")),
                 "index": str(study.store.path(step.upstream("faiss_index"), ".")),
-                "retrieval": _located(study, settings),
+                "retrieval": located(study.profile),
                 "retrievers": list(names),
                 "out": str(step.draft),
                 "device": study.profile.scoring.device,
@@ -180,15 +180,6 @@ def retrieved(context: dg.AssetExecutionContext, study: Study) -> dg.Materialize
             checks=checks.retrieved(by_name, first, written),
             libraries=("sentence-transformers", "faiss-cpu", "bm25s"),
         )
-
-
-def _located(study: Study, settings: Retrieval) -> dict[str, Any]:
-    """The settings with encoder and cross-encoder as folders or hub ids."""
-    found = settings.model_dump()
-    for part in (found["encoder"], found["rerank"]):
-        if part:
-            part["model"] = study.located(part["model"])
-    return found
 
 
 def _shown(depth: int) -> list[int]:

@@ -7,6 +7,7 @@ answered by `lab.writer`, which works by rule), `/v1/files` and `/v1/batches` (i
 
 import asyncio
 import json
+import os
 import random
 import socket
 import sys
@@ -14,7 +15,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -480,6 +481,28 @@ def running(
     """
     with serving(build_app(settings, clock), port) as address:
         yield address
+
+
+_KEPT = ExitStack()
+"""Keeps servers as long as this process; their threads end with it."""
+
+_addresses: dict[str, str] = {}
+
+
+def address_of(profile: config.Profile) -> str:
+    """Address of a profile's lab: `$KINJECT_LAB_URL`, or a server that this process keeps running.
+
+    The lab's world is a function of its seed and its clock, so that any two servers answer alike.
+    """
+    if given := os.environ.get("KINJECT_LAB_URL"):
+        return given
+    assert profile.lab is not None, "the profile model refuses `lab` addresses without a lab"
+    if profile.name not in _addresses:
+        from kinject_assets.lab.clock import lab_now
+
+        started = running(profile.lab, clock=lambda: lab_now(profile))
+        _addresses[profile.name] = _KEPT.enter_context(started)
+    return _addresses[profile.name]
 
 
 def main(

@@ -450,7 +450,7 @@ def _error(error: ApiError) -> Response:
     )
 
 
-def _html(page: WorldPage) -> Response:
+def _html(page: WorldPage, revision: PageRevision) -> Response:
     links = "".join(
         f'<li><a href="/wiki/{quote(f"Category:{name}".replace(" ", "_"))}">{escape(name)}</a></li>'
         for name in page.categories
@@ -458,13 +458,13 @@ def _html(page: WorldPage) -> Response:
     return HTMLResponse(
         f"<!DOCTYPE html><html lang=en><meta charset=utf-8><title>{escape(page.title)}</title>"
         f"<h1>{escape(page.title)}</h1><p>Invented text of the lab's wiki, revision "
-        f"{page.current.revision_id} of {_stamp(page.current.timestamp)}.</p>"
-        f"<pre>{escape(page.current.wikitext)}</pre><ul>{links}</ul></html>"
+        f"{revision.revision_id} of {_stamp(revision.timestamp)}.</p>"
+        f"<pre>{escape(revision.wikitext)}</pre><ul>{links}</ul></html>"
     )
 
 
 def wiki_routes(world: World, clock: Callable[[], datetime] | None = None) -> list[Route]:
-    """Routes of the lab's wiki: `/w/api.php` and `/wiki/{title}`.
+    """Routes of the lab's wiki: `/w/api.php`, `/wiki/{title}` and `/w/index.php?oldid=REVISION`.
 
     They show the world as it is at its `now`; when that is moved, so are they.
 
@@ -497,9 +497,20 @@ def wiki_routes(world: World, clock: Callable[[], datetime] | None = None) -> li
             return HTMLResponse(text, status_code=404)
         if page.redirect:
             return RedirectResponse(f"/wiki/{quote(page.redirect.replace(' ', '_'))}", 302)
-        return _html(page)
+        return _html(page, page.current)
+
+    async def index_php(request: Request) -> Response:
+        turn()
+        wanted = request.query_params.get("oldid", "")
+        for page in world.pages:
+            for revision in page.revisions:
+                if str(revision.revision_id) == wanted:
+                    return _html(page, revision)
+        text = f"<!DOCTYPE html><title>Missing</title><p>No revision {escape(wanted)}.</p>"
+        return HTMLResponse(text, status_code=404)
 
     return [
         Route("/w/api.php", api_php, methods=["GET", "POST"]),
+        Route("/w/index.php", index_php, methods=["GET"]),
         Route("/wiki/{title:path}", wiki_page, methods=["GET"]),
     ]

@@ -1,5 +1,6 @@
 """The lake: artefacts appear whole or not at all, and broken ones are named."""
 
+import dataclasses
 import random
 import subprocess
 import sys
@@ -196,3 +197,19 @@ def test_logical_version_covers_meaning_alone() -> None:
     assert logical_version([first, second]) == logical_version([second, first])
     assert logical_version([first]) == logical_version([row(generation_id="2")])
     assert logical_version([first]) != logical_version([row(ordinal=2)])
+
+
+def test_a_manifest_is_sealed_and_an_edit_of_any_field_breaks_the_seal(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    publish(store, ["A"])
+    manifest = store.manifest(CELL)
+    assert manifest is not None
+    assert len(manifest.seal) == 64
+    assert manifest.intact
+    for field in dataclasses.fields(manifest):
+        value = getattr(manifest, field.name)
+        other = {**value, "x": 1} if isinstance(value, dict) else f"{value}x"
+        if field.name == "checks":
+            other = [*value, {"name": "another"}]
+        assert not dataclasses.replace(manifest, **{field.name: other}).intact, field.name
+    assert dataclasses.replace(manifest, seal="").intact, "those of old have none"

@@ -14,11 +14,12 @@ from dagster import DagsterInstance
 from kinject_assets.config import home
 from kinject_assets.core import journal
 from kinject_assets.core.plan import Plan
+from kinject_assets.core.status import FAILURES
 from kinject_assets.core.store import Cell, Store
 from kinject_assets.definitions import defs
 from kinject_assets.defs import automation
 from kinject_assets.defs.checks import CHECKS
-from kinject_assets.defs.instance import FAILURES, open_instance
+from kinject_assets.defs.instance import open_instance
 from kinject_assets.defs.io import UNLESS_COMPLETE
 from kinject_assets.defs.partitions import PROFILE
 from kinject_assets_tests.core.made import make

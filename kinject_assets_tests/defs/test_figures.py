@@ -18,9 +18,6 @@ from kinject_assets.defs.checks import CHECKS
 from kinject_assets.defs.partitions import PROFILE
 from kinject_assets.defs.resources import Study
 from kinject_assets_tests.core.made import make
-from kinject_assets_tests.core.results.fixtures import built
-
-__all__ = ["built"]
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*run_id.*:DeprecationWarning")
 

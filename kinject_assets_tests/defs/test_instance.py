@@ -14,11 +14,11 @@ from dagster import DagsterInstance, DagsterRunStatus
 from dagster._core.test_utils import create_run_for_test
 
 from kinject_assets.config import load_profile
-from kinject_assets.core.store import Cell, Store
+from kinject_assets.core.store import MANIFEST, Cell, Store
 from kinject_assets.defs.instance import (
     PARENT_RUN,
     PID_TAG,
-    logged_versions,
+    logged,
     open_instance,
     process_tags,
     recover,
@@ -109,8 +109,47 @@ def test_what_was_published_without_its_event_is_reported_once(
             started_at=datetime.now(UTC),
         )
     assert recover(instance, store, ui_alive=False).events == ("articles/rivers",)
-    assert logged_versions(instance, store) == {"articles/rivers": "v1"}
+    assert {name: e.version for name, e in logged(instance, store).items()} == {
+        "articles/rivers": "v1"
+    }
     assert instance.get_materialized_partitions(dg.AssetKey("articles")) == {"rivers"}
+    assert recover(instance, store, ui_alive=False).events == ()
+
+
+def test_an_edited_manifest_is_not_reported_and_one_made_again_is(
+    instance: DagsterInstance, tmp_path: Path
+) -> None:
+    store, cell = Store(tmp_path), Cell("articles", ("rivers",))
+
+    def make() -> str:
+        with store.draft(cell) as draft:
+            (draft / "articles.json").write_text("[]")
+            return store.publish(
+                cell,
+                draft,
+                partition="rivers",
+                logical_version="v1",
+                fingerprint="f",
+                code_version="1",
+                inputs={},
+                config={},
+                started_at=datetime.now(UTC),
+            ).seal
+
+    first = make()
+    assert recover(instance, store, ui_alive=False).events == ("articles/rivers",)
+    assert logged(instance, store)["articles/rivers"].seal == first
+    path = store.folder(cell) / MANIFEST
+    written = path.read_text()
+    path.write_text(written.replace('"v1"', '"v2"'))
+    assert recover(instance, store, ui_alive=False).events == ()
+    assert logged(instance, store)["articles/rivers"].version == "v1"
+    # Made anew with the same meaning, and killed before the event.
+    path.write_text(written)
+    second = make()
+    assert second != first
+    assert recover(instance, store, ui_alive=False).events == ("articles/rivers",)
+    assert logged(instance, store)["articles/rivers"].seal == second
     assert recover(instance, store, ui_alive=False).events == ()
 
 

@@ -1,3 +1,5 @@
+from html import escape
+
 import pytest
 from starlette.applications import Starlette
 from starlette.testclient import TestClient
@@ -134,5 +136,18 @@ def test_pages_for_people(http):
     assert "&lt;ref name=lab&gt;" in page.text
     assert http.get(f"/wiki/{redirect.title}").headers["Location"] == f"/wiki/{name}"
     missing = http.get("/wiki/<script>")
+    assert missing.status_code == 404
+    assert "<script>" not in missing.text
+
+
+def test_every_revision_has_its_own_address(http):
+    page = max(WORLD.pages, key=lambda page: len(page.revisions))
+    assert len(page.revisions) > 1
+    for revision in page.revisions:
+        shown = http.get("/w/index.php", params={"oldid": revision.revision_id})
+        assert shown.status_code == 200
+        assert f"revision {revision.revision_id} of" in shown.text
+        assert escape(revision.wikitext) in shown.text
+    missing = http.get("/w/index.php", params={"oldid": "<script>"})
     assert missing.status_code == 404
     assert "<script>" not in missing.text

@@ -39,3 +39,17 @@ def make_article(
         headings=headings,
         bodies=bodies,
     )
+
+
+def permalink(source: str, url: str, revision_id: str) -> str:
+    """Address that shows one revision of an article, whatever the page has become.
+
+    Args:
+        source: The article's: the address of a wiki's `api.php`, or `files`.
+        url: Its page; given back where the source keeps no revisions.
+        revision_id: The revision.
+    """
+    folder, slash, script = source.rpartition("/")
+    if script != "api.php" or not revision_id.isdecimal():
+        return url
+    return f"{folder}{slash}index.php?oldid={revision_id}"

@@ -193,11 +193,13 @@ def _count(value: float | None) -> str:
     return f"{value:,.0f}"
 
 
-def _usd(value: float | None) -> str:
+def in_usd(value: float | None) -> str:
+    """USD for people; `unknown` for `None`."""
     return "unknown" if value is None else f"{value:,.2f}"
 
 
-def _hours(seconds: float | None) -> str:
+def in_hours(seconds: float | None) -> str:
+    """Seconds as hours for people, short times as they are; `?` for `None`."""
     if seconds is None:
         return "?"
     if seconds < 0.1 * HOUR:
@@ -233,7 +235,8 @@ def _head(shown: Shown) -> _Section:
     section = _Section(f"What {found.profile} costs, from nothing")
     least = "At least: language model" if found.not_counted else "Language model"
     section.above = [
-        f"{least} {_usd(found.usd)} USD, {_machine_hours(hours)}, {gigabytes(found.bytes)} on disk."
+        f"{least} {in_usd(found.usd)} USD, {_machine_hours(hours)}, "
+        f"{gigabytes(found.bytes)} on disk."
     ]
     if len(found.not_counted) == len(found.corpora):
         section.above = [UNKNOWN]
@@ -242,7 +245,7 @@ def _head(shown: Shown) -> _Section:
     elif left.cells < left.of:
         section.above.append(
             f"Still open: {left.cells} of {left.of} artefacts, with at most {left.requests:,} "
-            f"requests ({_usd(left.usd)} USD), {_hours(left.seconds)} of computing, "
+            f"requests ({in_usd(left.usd)} USD), {in_hours(left.seconds)} of computing, "
             f"{gigabytes(left.bytes)}."
         )
     section.below = [f"! {warning}" for warning in found.warnings]
@@ -250,7 +253,9 @@ def _head(shown: Shown) -> _Section:
 
 
 def _machine_hours(hours: float | None) -> str:
-    return "unknown hours of computing" if hours is None else f"{_hours(hours * HOUR)} of computing"
+    return (
+        "unknown hours of computing" if hours is None else f"{in_hours(hours * HOUR)} of computing"
+    )
 
 
 def _corpora(found: Estimate) -> _Section:
@@ -300,7 +305,7 @@ def _model_service(found: Estimate) -> _Section:
             _count(sum(row.again for row in rows)),
             _count(sum(row.input_tokens for row in rows)),
             _count(sum(row.output_tokens for row in rows)),
-            _usd(total_usd(rows)),
+            in_usd(total_usd(rows)),
         )
         for purpose, rows in [*groups.items(), ("all", found.requests)]
     ]
@@ -342,7 +347,7 @@ def _computing(shown: Shown) -> _Section:
                 _count(sum(row.trained for row in rows)),
                 _count(sum(row.forward for row in rows)),
                 "?" if None in flops else f"{sum(f or 0.0 for f in flops):.1e}",
-                _hours(None if None in seconds else sum(s or 0.0 for s in seconds)),
+                in_hours(None if None in seconds else sum(s or 0.0 for s in seconds)),
                 "" if speed is None else f"{_count(speed)} tok/s",
             )
         )
@@ -367,9 +372,11 @@ def _machine_price(found: Estimate) -> str:
     machine, hours = found.hardware, found.gpu_hours
     if hours is None:
         return "What the machine costs is unknown, as the computing is."
-    text = _hours(hours * HOUR)
+    text = in_hours(hours * HOUR)
     if machine.gpus > 1:
-        text += f" of one GPU, {_hours(hours * HOUR / machine.gpus)} if {machine.gpus} share evenly"
+        text += (
+            f" of one GPU, {in_hours(hours * HOUR / machine.gpus)} if {machine.gpus} share evenly"
+        )
     if machine.usd_per_hour is None:
         return f"{text}; hardware.usd_per_hour is not set."
     as_of = f" (as of {machine.price_as_of})" if machine.price_as_of else ""
@@ -400,7 +407,7 @@ def _afterwards(shown: Shown) -> _Section:
     section = _Section("Before and after", ("what", "estimated", "spent so far", "ratio"))
     for row in shown.compared:
         unit = row.what.rpartition(": ")[2]
-        show = {"bytes": gigabytes, "seconds": _hours, "USD": _usd}.get(unit, _count)
+        show = {"bytes": gigabytes, "seconds": in_hours, "USD": in_usd}.get(unit, _count)
         section.rows.append(
             (
                 row.what,

@@ -1,104 +1,144 @@
-"""Whether every published artefact is what its manifest says, and rests on current inputs.
+"""Whether every published artefact is what was made, and rests on current inputs.
 
-Three witnesses are compared: manifests, the files beside them, and what Dagster's event log says;
-and with them the database that was built from the lake.
+The witnesses are compared: manifests, the files beside them, what Dagster's event log says, and the
+database that was built from the lake. Nothing is mended.
 """
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime
 from pathlib import Path
-from typing import Literal
 
 from kinject_assets.config import Profile
-from kinject_assets.core.errors import BrokenArtefact
-from kinject_assets.core.lineage.ancestry import Node, trace
+from kinject_assets.core.errors import BrokenArtefact, KinjectError
+from kinject_assets.core.lineage.database import check_database
+from kinject_assets.core.lineage.findings import Audit, Finding
 from kinject_assets.core.manifest import Manifest, file_sha256
-from kinject_assets.core.plan import CODE_VERSIONS, Plan
+from kinject_assets.core.plan import CODE_VERSIONS, OUTPUTS, Plan
+from kinject_assets.core.progress import Report, silent
 from kinject_assets.core.results.loader import ANSWERS, DATABASE
 from kinject_assets.core.results.tables import fetch
-from kinject_assets.core.schema import Answer
-from kinject_assets.core.store import MANIFEST, Cell, Store, read_rows
+from kinject_assets.core.store import MANIFEST, Cell, Store
 
-__all__ = ["Audit", "Finding", "Node", "audit", "trace"]
-
-Kind = Literal["missing", "changed", "orphaned", "stale"]
+__all__ = ["Audit", "Finding", "Logged", "audit"]
 
 AUDIT = Cell("lineage_audit")
 """Not judged for staleness and drafts: while it is being made it cannot be current."""
 
+RECORDED = ("inputs", "config", "seeds", "libraries", "counts")
+"""Fields of a manifest that the table `artefacts` holds as JSON."""
 
-@dataclass(frozen=True, order=True)
-class Finding:
-    """One thing that is not as it should be.
-
-    Attributes:
-        artefact: `asset/corpus/...`, or `results.duckdb`.
-        kind: `missing`: a file, input or row is gone. `changed`: bytes or version are not those
-            recorded. `orphaned`: there, but nothing names it. `stale`: made from an older input.
-        detail: What exactly, and the mend.
-    """
-
-    artefact: str
-    kind: Kind
-    detail: str
+AGAIN = "run `kinject run`"
 
 
 @dataclass(frozen=True)
-class Audit:
-    """What an audit found.
+class Logged:
+    """The last event of an artefact in Dagster's log.
 
     Attributes:
-        checked: Artefacts that were verified.
-        files: Files whose hash was computed.
-        findings: Sorted by artefact.
+        version: Its data version.
+        seal: The seal of the manifest that it reports; empty in events of old.
+        at: Seconds since 1970.
     """
 
-    checked: int
-    files: int
-    findings: tuple[Finding, ...]
+    version: str
+    seal: str = ""
+    at: float = 0.0
 
-    @property
-    def ok(self) -> bool:
-        """Nothing was found."""
-        return not self.findings
+    def before(self, manifest: Manifest) -> bool:
+        """Whether the artefact was finished after this event: a crash came before the next one."""
+        return bool(manifest.finished_at) and (
+            datetime.fromisoformat(manifest.finished_at).timestamp() > self.at
+        )
 
-    def to_json(self) -> str:
-        """The audit as JSON."""
-        return json.dumps({"ok": self.ok, **dataclasses.asdict(self)}, indent=2) + "\n"
 
-    def __str__(self) -> str:
-        lines = [f"{f.kind:9} {f.artefact}: {f.detail}" for f in self.findings]
-        verdict = "sound" if self.ok else f"{len(self.findings)} findings"
-        return "\n".join([*lines, f"{self.checked} artefacts, {self.files} files: {verdict}"])
+@dataclass
+class _Lake:
+    """What the manifests say.
+
+    Attributes:
+        manifests: As they were written: where one was edited since, its fields are put back as far
+            as another witness knows them.
+        unreadable: Cells whose manifest is none.
+        edited: Cells whose manifest is not the one that was written -> fields that are known to
+            differ.
+    """
+
+    manifests: dict[Cell, Manifest] = field(default_factory=dict)
+    unreadable: dict[Cell, str] = field(default_factory=dict)
+    edited: dict[Cell, list[str]] = field(default_factory=dict)
+
+    def version(self, key: str) -> str | None:
+        """Version of an input as manifests spell it; `None` when it is not there."""
+        name, _, part = key.partition("#")
+        manifest = self.manifests.get(_named(name))
+        if manifest is None:
+            return None
+        if part:
+            return manifest.counts.get("prefixes", {}).get(part)
+        return manifest.logical_version
+
+    def there(self, key: str) -> bool:
+        """Whether an input has a manifest, readable or not."""
+        cell = _named(key.partition("#")[0])
+        return cell in self.manifests or cell in self.unreadable
+
+    def children(self) -> dict[str, list[Cell]]:
+        """Artefact -> those that read it."""
+        found: dict[str, list[Cell]] = {}
+        for cell, manifest in self.manifests.items():
+            for name in {key.partition("#")[0] for key in manifest.inputs}:
+                found.setdefault(name, []).append(cell)
+        return found
 
 
 def audit(
-    store: Store, profile: Profile | None = None, events: Mapping[str, str] | None = None
+    store: Store,
+    profile: Profile | None = None,
+    events: Mapping[str, Logged] | None = None,
+    report: Report = silent,
 ) -> Audit:
-    """Verifies every published artefact of a lake.
+    """Verifies every published artefact of a lake, and the database.
 
     Args:
         store: The lake.
         profile: The experiment; given, an artefact that its present settings or code would make
             otherwise is stale, too.
-        events: Artefact -> data version of its last event in Dagster's log; given, they are
-            compared with the manifests.
+        events: Artefact -> its last event in Dagster's log; given, they are compared with the
+            manifests.
+        report: Told how far it is.
     """
-    manifests, findings = _read_manifests(store)
-    files = 0
-    for cell, manifest in manifests.items():
-        files += len(manifest.files)
+    lake = _read(store, events or {})
+    findings = list(_manifests(store, lake))
+    for done, (cell, manifest) in enumerate(lake.manifests.items(), 1):
+        report(f"hashes of {cell}", done, len(lake.manifests))
         findings += _files(store, cell, manifest)
         if cell != AUDIT:
             findings += _leftovers(store, cell, manifest)
-    findings += _abandoned(store, manifests)
-    findings += _stale(store, manifests, Plan(profile, store) if profile else None)
+    findings += _abandoned(store, lake)
+    findings += _outputs(store, lake)
+    findings += _gone(lake, events or {})
+    findings += _stale(lake, Plan(profile, store) if profile else None)
     if events is not None:
-        findings += _events(manifests, events)
-    findings += _database(store, manifests)
-    return Audit(len(manifests), files, tuple(sorted(set(findings))))
+        findings += _events(lake, events)
+    database = check_database(store, lake.manifests, report)
+    weighed = _weighed(store, lake, findings)
+    return Audit(
+        checked=len(lake.manifests) + len(lake.unreadable),
+        files=sum(len(manifest.files) for manifest in lake.manifests.values()),
+        rows=database.rows,
+        answers=database.answers,
+        whole=database.whole,
+        findings=tuple(sorted({*weighed, *database.findings})),
+    )
+
+
+def _named(name: str) -> Cell:
+    asset, *parts = name.split("/")
+    return Cell(asset, tuple(parts))
 
 
 def _cell(store: Store, folder: Path) -> Cell:
@@ -125,29 +165,110 @@ def _is_version(name: str) -> bool:
     return len(name) == 13 and name[0] == "v" and set(name[1:]) <= set("0123456789abcdef")
 
 
-def _read_manifests(store: Store) -> tuple[dict[Cell, Manifest], list[Finding]]:
-    manifests: dict[Cell, Manifest] = {}
-    findings: list[Finding] = []
+# --- manifests ---
+
+
+def _read(store: Store, events: Mapping[str, Logged]) -> _Lake:
+    lake = _Lake()
     for path in _manifest_paths(store):
         cell = _cell(store, path.parent)
         try:
-            manifests[cell] = Manifest.read(path)
+            lake.manifests[cell] = Manifest.read(path)
         except BrokenArtefact as error:
-            findings.append(Finding(str(cell), "changed", str(error)))
-    return manifests, findings
+            lake.unreadable[cell] = str(error)
+    suspects = {
+        cell: manifest
+        for cell, manifest in lake.manifests.items()
+        if not manifest.intact or _contradicted(manifest, events.get(str(cell)))
+    }
+    known = _recorded(store) if suspects else {}
+    for cell, manifest in suspects.items():
+        written = _as_written(manifest, known.get(str(cell), {}), events.get(str(cell)))
+        lake.edited[cell] = [
+            name
+            for name in (f.name for f in dataclasses.fields(Manifest))
+            if getattr(written, name) != getattr(manifest, name)
+        ]
+        lake.manifests[cell] = written
+    return lake
+
+
+def _contradicted(manifest: Manifest, event: Logged | None) -> bool:
+    """Whether an event reports another manifest; after a crash the event is the older one."""
+    return bool(event and event.seal and event.seal != manifest.seal and not event.before(manifest))
+
+
+def _recorded(store: Store) -> dict[str, dict[str, object]]:
+    """What the database read in the manifests when it was built."""
+    try:
+        rows = fetch(store.root / DATABASE, "SELECT * FROM artefacts").dicts()
+    except KinjectError:
+        return {}
+    return {str(row["artefact"]): row for row in rows if row.get("seal")}
+
+
+def _as_written(manifest: Manifest, row: Mapping[str, object], event: Logged | None) -> Manifest:
+    """An edited manifest as it was, as far as the database or Dagster's log knows."""
+    written = manifest
+    if event:
+        written = replace(written, logical_version=event.version)
+    if row and row["seal"] in {manifest.seal, event.seal if event else ""}:
+        plain = ("partition", "logical_version", "fingerprint", "code_version", "run_id")
+        written = replace(
+            written,
+            **{name: row[name] for name in plain},
+            **{name: json.loads(str(row[name])) for name in RECORDED},
+        )
+    return written
+
+
+def _manifests(store: Store, lake: _Lake) -> Iterator[Finding]:
+    for cell, problem in lake.unreadable.items():
+        said, _, mend = problem.partition("). ")
+        yield Finding(
+            artefact=str(cell), kind="changed", file=MANIFEST, detail=f"{said})", mend=mend
+        )
+    for cell, fields in lake.edited.items():
+        what = f" ({', '.join(fields)})" if fields else ""
+        yield Finding(
+            artefact=str(cell),
+            kind="changed",
+            file=MANIFEST,
+            detail=f"{MANIFEST} is not the one that was written: it was edited{what}",
+            mend=f"restore it from a backup, or delete {store.folder(cell)} and {AGAIN}",
+        )
+
+
+# --- files ---
 
 
 def _files(store: Store, cell: Cell, manifest: Manifest) -> Iterator[Finding]:
     folder = store.folder(cell)
-    mend = f"delete {folder} and run `kinject run`"
+    mend = f"delete {folder} and {AGAIN}"
     for name, recorded in manifest.files.items():
         path = folder / name
         if not path.resolve().is_relative_to(folder.resolve()):
-            yield Finding(str(cell), "changed", f"its manifest names {name}, outside its folder")
+            detail = f"its manifest names {name}, outside its folder"
         elif not path.is_file():
-            yield Finding(str(cell), "missing", f"file {name} is gone; {mend}")
+            yield Finding(
+                artefact=str(cell),
+                kind="missing",
+                file=name,
+                detail=f"file {name} is gone",
+                mend=mend,
+            )
+            continue
         elif file_sha256(path) != recorded.get("sha256"):
-            yield Finding(str(cell), "changed", f"bytes of {name} are not those written; {mend}")
+            detail = f"bytes of {name} are not those written"
+        else:
+            continue
+        yield Finding(artefact=str(cell), kind="changed", file=name, detail=detail, mend=mend)
+
+
+def _orphan(cell: Cell, name: str, why: str) -> Finding:
+    return Finding(
+        artefact=str(cell), kind="orphaned", file=name, detail=f"{name} {why}", mend="delete it"
+    )
 
 
 def _leftovers(store: Store, cell: Cell, manifest: Manifest) -> Iterator[Finding]:
@@ -158,21 +279,17 @@ def _leftovers(store: Store, cell: Cell, manifest: Manifest) -> Iterator[Finding
         if path.name == MANIFEST:
             continue
         if _is_version(path.name) and path.name not in current:
-            yield Finding(
-                str(cell), "orphaned", f"folder {path.name} is no version of it; delete it"
-            )
+            yield _orphan(cell, path.name, "is no version of it")
         elif _is_version(path.name):
             for file in sorted(path.rglob("*")):
                 name = str(file.relative_to(folder))
                 if file.is_file() and name not in manifest.files:
-                    yield Finding(
-                        str(cell), "orphaned", f"file {name} is in no manifest; delete it"
-                    )
+                    yield _orphan(cell, name, "is in no manifest")
         elif path.is_file():
-            yield Finding(str(cell), "orphaned", f"file {path.name} is in no manifest; delete it")
+            yield _orphan(cell, path.name, "is in no manifest")
 
 
-def _abandoned(store: Store, manifests: Mapping[Cell, Manifest]) -> Iterator[Finding]:
+def _abandoned(store: Store, lake: _Lake) -> Iterator[Finding]:
     """Versions in folders without a manifest: drafts of a killed process, or a lost manifest."""
     for asset in CODE_VERSIONS:
         for depth in ("", "*/", "*/*/"):
@@ -181,119 +298,168 @@ def _abandoned(store: Store, manifests: Mapping[Cell, Manifest]) -> Iterator[Fin
                 inside = _in_version(store, path.parent)
                 if not _is_version(path.name) or inside or cell == AUDIT:
                     continue
-                if cell not in manifests and not (path.parent / MANIFEST).exists():
-                    yield Finding(
-                        str(cell), "orphaned", f"folder {path.name} has no manifest; delete it"
-                    )
+                if cell not in lake.manifests and cell not in lake.unreadable:
+                    yield _orphan(cell, path.name, "has no manifest")
 
 
-def _stale(
-    store: Store, manifests: Mapping[Cell, Manifest], plan: Plan | None
-) -> Iterator[Finding]:
-    """Artefacts whose inputs have another version now, and all that is built on them."""
+def _outputs(store: Store, lake: _Lake) -> Iterator[Finding]:
+    """What people read outside the lake; the database is checked by itself."""
+    for asset, name in OUTPUTS.items():
+        if name != DATABASE and Cell(asset) in lake.manifests and not (store.root / name).exists():
+            yield Finding(
+                artefact=asset, kind="missing", file=name, detail=f"{name} is gone", mend=AGAIN
+            )
+
+
+def _gone(lake: _Lake, events: Mapping[str, Logged]) -> Iterator[Finding]:
+    """Artefacts that others were made from, or that Dagster knows, and that are not there."""
+    readers: dict[str, list[str]] = {}
+    for name in events:
+        if not lake.there(name) and name != str(AUDIT):
+            readers.setdefault(name, [])
+    for cell, manifest in lake.manifests.items():
+        for name in {key.partition("#")[0] for key in manifest.inputs}:
+            if not lake.there(name):
+                readers.setdefault(name, []).append(str(cell))
+    for name, cells in readers.items():
+        said = [f"it is an input of {', '.join(sorted(cells))}"] if cells else []
+        if name in events:
+            said.append("Dagster's log has it")
+        yield Finding(
+            artefact=name,
+            kind="missing",
+            detail=f"the artefact is gone; {'; '.join(said)}",
+            mend=AGAIN,
+        )
+
+
+# --- inputs and settings ---
+
+
+def _stale(lake: _Lake, plan: Plan | None) -> Iterator[Finding]:
+    """Artefacts whose inputs or settings are others now, and all that is built on them."""
     reasons: dict[Cell, str] = {}
-    for cell, manifest in manifests.items():
+    for cell, manifest in lake.manifests.items():
+        if cell == AUDIT:
+            continue
         for key, version in manifest.inputs.items():
-            current = _version(manifests, key)
-            if current is None:
-                yield Finding(str(cell), "missing", f"its input {key} is gone; run `kinject run`")
-            elif current != version and cell != AUDIT:
+            parent = _named(key.partition("#")[0])
+            if parent in lake.manifests and lake.version(key) != version:
                 reasons.setdefault(cell, f"{key} has changed since it was read")
-        judged = plan is not None and cell in plan.cells and cell != AUDIT
-        # An input that is gone is reported above, not as a change of settings.
-        gone = any(_version(manifests, key) is None for key in manifest.inputs)
-        if plan and judged and not gone and plan.state(cell) == "stale":
-            reasons.setdefault(cell, "the profile or the code would make it otherwise now")
-    _spread(manifests, reasons)
-    for cell, reason in reasons.items():
-        yield Finding(str(cell), "stale", f"{reason}; run `kinject run`")
+        if plan is not None and cell in plan.cells and (why := _settings(lake, plan, cell)):
+            reasons.setdefault(cell, why)
+    made_from = _spread(lake, reasons)
+    for cell, reason in {**reasons, **made_from}.items():
+        yield Finding(
+            artefact=str(cell),
+            kind="stale",
+            detail=f"made from {reason}, which is stale" if cell in made_from else reason,
+            mend=AGAIN,
+            made_from=made_from.get(cell, ""),
+        )
 
 
-def _version(manifests: Mapping[Cell, Manifest], key: str) -> str | None:
-    name, _, part = key.partition("#")
-    asset, *parts = name.split("/")
-    manifest = manifests.get(Cell(asset, tuple(parts)))
-    if manifest is None:
-        return None
-    return manifest.counts.get("prefixes", {}).get(part) if part else manifest.logical_version
+def _settings(lake: _Lake, plan: Plan, cell: Cell) -> str:
+    """Why the profile or the code would make an artefact otherwise now; empty when not."""
+    manifest = lake.manifests[cell]
+    code = CODE_VERSIONS[cell.asset]
+    if manifest.code_version != code:
+        return f"it was made by code version {manifest.code_version}; now it is {code}"
+    if not plan.same_config(cell, manifest):
+        now = json.loads(json.dumps(plan.config(cell)))
+        names = sorted(
+            name for name in {*now, *manifest.config} if now.get(name) != manifest.config.get(name)
+        )
+        return f"its settings in the profile have changed: {', '.join(names)}"
+    wanted = {f"{up}#{part}" if part else str(up) for up, part in plan.inputs(cell)}
+    new = sorted(k for k in wanted - manifest.inputs.keys() if lake.version(k) is not None)
+    dropped = sorted(manifest.inputs.keys() - wanted)
+    if new:
+        return f"it has not read {', '.join(new)}, which {'is' if len(new) == 1 else 'are'} there"
+    return f"it would not read {', '.join(dropped)} any more" if dropped else ""
 
 
-def _spread(manifests: Mapping[Cell, Manifest], reasons: dict[Cell, str]) -> None:
-    """Adds what is built on stale artefacts."""
-    children: dict[str, list[Cell]] = {}
-    for cell, manifest in manifests.items():
-        for key in manifest.inputs:
-            children.setdefault(key.partition("#")[0], []).append(cell)
+def _spread(lake: _Lake, reasons: Mapping[Cell, str]) -> dict[Cell, str]:
+    """What is built on stale artefacts, each with the one that it is made from."""
+    children = lake.children()
+    found: dict[Cell, str] = {}
     waiting = sorted(reasons)
     while waiting:
         parent = waiting.pop()
         for child in children.get(str(parent), ()):
-            if child not in reasons and child != AUDIT:
-                reasons[child] = f"it is made from {parent}, which is stale"
+            if child not in reasons and child not in found and child != AUDIT:
+                found[child] = str(parent)
                 waiting.append(child)
+    return found
 
 
-def _events(manifests: Mapping[Cell, Manifest], events: Mapping[str, str]) -> Iterator[Finding]:
-    published = {str(cell): manifest.logical_version for cell, manifest in manifests.items()}
-    for name in sorted(published.keys() - {str(AUDIT)}):
-        if name not in events:
-            yield Finding(
-                name, "orphaned", "Dagster's log has no event of it; `kinject run` reports it again"
-            )
-        elif events[name] != published[name]:
-            yield Finding(
-                name,
-                "changed",
-                f"Dagster's log says version {events[name]}, the manifest {published[name]}; "
-                "`kinject run` reports it again",
-            )
-    for name in sorted(events.keys() - published.keys() - {str(AUDIT)}):
-        yield Finding(name, "missing", "Dagster's log has it, the lake does not; run `kinject run`")
+# --- Dagster's log ---
 
 
-def _database(store: Store, manifests: Mapping[Cell, Manifest]) -> Iterator[Finding]:
-    """Answers of the lake against those of the database."""
-    database = store.root / DATABASE
-    if not database.exists():
-        if Cell("results") in manifests:
-            yield Finding(DATABASE, "missing", "the database is gone; run `kinject run`")
-        return
-    mend = "run `kinject run --select results`"
-    try:
-        loaded = {row[0] for row in fetch(database, "SELECT answer_id FROM answers").rows}
-    except BrokenArtefact as error:
-        yield Finding(DATABASE, "changed", str(error))
-        return
-    kept: set[str] = set()
-    complete = True
-    for cell, manifest in manifests.items():
-        if cell.asset not in ANSWERS:
+def _events(lake: _Lake, events: Mapping[str, Logged]) -> Iterator[Finding]:
+    again = f"{AGAIN}: it reports it again"
+    for cell, manifest in lake.manifests.items():
+        event = events.get(str(cell))
+        if cell == AUDIT or cell in lake.edited:
             continue
-        ids = _answer_ids(store, cell, manifest)
-        complete = complete and ids is not None
-        kept |= ids or set()
-        lacking = sorted((ids or set()) - loaded)
-        if lacking:
+        if event is None:
             yield Finding(
-                DATABASE,
-                "missing",
-                f"{len(lacking)} answers of {cell} are not in it, e.g. {lacking[0]}; {mend}",
+                artefact=str(cell),
+                kind="orphaned",
+                detail="Dagster's log has no event of it",
+                mend=again,
             )
-    extra = sorted(loaded - kept)
-    if extra and complete:
-        yield Finding(
-            DATABASE,
-            "orphaned",
-            f"{len(extra)} answers are in no artefact, e.g. {extra[0]}; {mend}",
+        elif event.version != manifest.logical_version or (
+            event.seal and event.seal != manifest.seal
+        ):
+            yield Finding(
+                artefact=str(cell),
+                kind="changed",
+                detail=f"Dagster's log says version {event.version}, the manifest "
+                f"{manifest.logical_version}"
+                if event.version != manifest.logical_version
+                else "it was made again after the last event that Dagster's log has of it",
+                mend=again,
+            )
+
+
+# --- what rests on it ---
+
+
+def _weighed(store: Store, lake: _Lake, findings: Iterable[Finding]) -> Iterator[Finding]:
+    """Findings with what is made from their artefact, and the answers among it."""
+    children = lake.children()
+    answers: dict[Cell, int] = {}
+    for finding in findings:
+        own = _named(finding.artefact)
+        below: set[Cell] = set()
+        waiting = [finding.artefact]
+        while waiting:
+            for child in children.get(waiting.pop(), ()):
+                if child not in below and child != AUDIT:
+                    below.add(child)
+                    waiting.append(str(child))
+        for cell in {own, *below} - answers.keys():
+            answers[cell] = _answers(store, lake, cell)
+        yield replace(
+            finding,
+            rests=tuple(sorted(Counter(cell.asset for cell in below - {own}).items())),
+            answers=sum(answers[cell] for cell in {own, *below}),
         )
 
 
-def _answer_ids(store: Store, cell: Cell, manifest: Manifest) -> set[str] | None:
-    """Answers of a cell; `None` when its file cannot be read, which `_files` has reported."""
+def _answers(store: Store, lake: _Lake, cell: Cell) -> int:
+    """How many answers an artefact holds; 0 where its file cannot be read."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    manifest = lake.manifests.get(cell)
+    if cell.asset not in ANSWERS or manifest is None:
+        return 0
     for name in manifest.files:
         if name.endswith("/answers.parquet"):
             try:
-                return {row.answer_id for row in read_rows(store.folder(cell) / name, Answer)}
-            except BrokenArtefact:
-                return None
-    return None
+                return pq.read_metadata(store.folder(cell) / name).num_rows
+            except (pa.ArrowException, OSError):
+                return 0
+    return 0

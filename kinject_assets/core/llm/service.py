@@ -26,6 +26,19 @@ LONGEST_RETRY_AFTER = 600.0
 """Seconds that a service may ask us to wait; with more we stop and say so."""
 
 
+def address_of(profile: config.Profile) -> str | None:
+    """Address of the service that a profile names; `None` for OpenAI's own.
+
+    For `lab` that of the embedded lab's server, which this process starts and keeps.
+    """
+    address = profile.llm.base_url or os.environ.get("OPENAI_BASE_URL")
+    if address == "lab":
+        from kinject_assets.lab.server import address_of as lab_address
+
+        return f"{lab_address(profile)}/v1"
+    return address
+
+
 @dataclass(frozen=True)
 class Trouble:
     """Why a request brought no answer.

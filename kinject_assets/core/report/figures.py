@@ -15,7 +15,9 @@ from typing import Any, TypeVar
 
 from kinject_assets.config import Profile, RecipeSpec
 from kinject_assets.core.augmentation.registry import PARAPHRASE, PLUGINS
-from kinject_assets.core.plan import SPEED_ALONE
+from kinject_assets.core.errors import KinjectError
+from kinject_assets.core.manifest import content_hash
+from kinject_assets.core.plan import CODE_VERSIONS, SPEED_ALONE
 from kinject_assets.core.report.plots import (
     Curve,
     CurvePanel,
@@ -28,7 +30,7 @@ from kinject_assets.core.report.plots import (
 )
 from kinject_assets.core.results.tables import Result, fetch, render
 from kinject_assets.core.statistics.published import published
-from kinject_assets.core.store import write_rows
+from kinject_assets.core.store import Cell, Store, write_rows
 
 Row = TypeVar("Row")
 
@@ -325,6 +327,33 @@ def write_figure(figure: StudyFigure, folder: Path) -> list[Path]:
         if path.suffix in {".png", ".svg", ".parquet", ".csv"} and path.is_file():
             path.unlink()
     return written
+
+
+def figure_version(figure: StudyFigure) -> str:
+    """Hash of what a figure shows: its rows and its pages."""
+    return content_hash(
+        [asdict(row) for _, table in figure.tables.values() for row in table],
+        [asdict(page) for page in figure.pages],
+    )
+
+
+def drawn_before(figure: StudyFigure, store: Store) -> dict[str, bytes]:
+    """Page -> PNG, as the figure's asset drew it; empty unless it shows the very same."""
+    cell = Cell(figure.name)
+    try:
+        made = store.manifest(cell)
+        if (
+            made is None
+            or made.code_version != CODE_VERSIONS.get(figure.name)
+            or made.logical_version != figure_version(figure)
+        ):
+            return {}
+        return {
+            page.name: store.path(cell, f"{page.name}.png").read_bytes() for page in figure.pages
+        }
+    except (KinjectError, OSError):
+        # What is gone or damaged is drawn again here; the audit names it.
+        return {}
 
 
 # --- what a figure lacks

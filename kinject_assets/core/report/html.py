@@ -1,20 +1,40 @@
 """The report: one HTML file with everything inside, made from the database alone."""
 
+import base64
+import hashlib
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from kinject_assets.config import Profile
+from kinject_assets.config import PROFILES, Profile, RecipeSpec
+from kinject_assets.core.errors import BrokenArtefact
 from kinject_assets.core.manifest import write_atomically
-from kinject_assets.core.report import plots
-from kinject_assets.core.report.figures import FIGURES, Source
+from kinject_assets.core.report import explorer, plots
+from kinject_assets.core.report.costs import (
+    QUESTIONS_A_MONTH,
+    UPDATES_A_MONTH,
+    USD_AN_HOUR,
+    read_operations,
+    read_spent,
+)
+from kinject_assets.core.report.evidence import Answering, read_evidence
+from kinject_assets.core.report.figures import FIGURES, Source, drawn_before
+from kinject_assets.core.report.memo import judge_all, overall, read_damage
 from kinject_assets.core.results.catalogue import METHOD_COLUMNS
-from kinject_assets.core.results.tables import fetch, with_interval
+from kinject_assets.core.results.diff import since_last
+from kinject_assets.core.results.tables import QueryError, fetch, with_interval
 from kinject_assets.core.schema import STRATA
 from kinject_assets.core.statistics.comparisons import ALL, FAMILIES
 from kinject_assets.core.statistics.power import MOST_QUESTIONS, WORTHWHILE
+from kinject_assets.core.statistics.published import printed
+from kinject_assets.core.store import Store
 
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+TEMPLATES = Path(__file__).parent / "templates"
 TEMPLATE = "report.html.j2"
 
 METHODS = {
@@ -71,11 +91,6 @@ _QUERIES: Mapping[str, str] = {
     "letters": """
         SELECT count(DISTINCT condition_id) AS conditions, max(chosen) AS chosen
         FROM letter_bias""",
-    "damage": """
-        SELECT corpus, model, recipe, probe, before, after, after - before AS change, n, lost, won,
-            most_chosen_before, most_chosen_after, collapse_before, collapse_after
-        FROM damage JOIN checkpoints USING (checkpoint_id)
-        ORDER BY corpus, model, recipe, probe""",
     "checkpoints": "SELECT * FROM checkpoints ORDER BY corpus, model, recipe",
     "cost": """
         SELECT purpose, model, state, count(*) AS requests, sum(input_tokens) AS input_tokens,
@@ -96,35 +111,6 @@ _QUERIES: Mapping[str, str] = {
         SELECT source, licence, count(*) AS revisions, count(DISTINCT article_id) AS articles
         FROM articles GROUP BY ALL ORDER BY ALL""",
 }
-
-
-def verdict_sentence(comparisons: Rows) -> str:
-    """What the paired comparisons of retrieval and fine-tuning show, in a sentence."""
-    rows = [c for c in comparisons if c["family"] == "rag_vs_ft"]
-    if not rows:
-        return (
-            "Retrieval and fine-tuning cannot be compared yet: no question has been answered by "
-            "both."
-        )
-    better = sum(c["verdict"] == "better" for c in rows)
-    worse = sum(c["verdict"] == "worse" for c in rows)
-    mean = sum(c["difference"] for c in rows) / len(rows)
-    counts = (
-        f"In {len(rows)} paired comparisons retrieval was better in {better}, worse in {worse}, "
-        f"and no difference was shown in {len(rows) - better - worse} (mean difference in "
-        f"accuracy {mean:+.3f}; exact McNemar tests, Holm-adjusted)."
-    )
-    if better and not worse:
-        lead = "Retrieval injected knowledge better than fine-tuning did"
-        lead += "." if better == len(rows) else " where a difference could be shown."
-    elif worse and not better:
-        lead = "Fine-tuning injected knowledge better than retrieval did"
-        lead += "." if worse == len(rows) else " where a difference could be shown."
-    elif better and worse:
-        lead = "Neither retrieval nor fine-tuning was better throughout."
-    else:
-        lead = "No difference between retrieval and fine-tuning was shown."
-    return f"{lead} {counts}"
 
 
 def _point(row: Mapping[str, Any], name: str = "accuracy") -> plots.Point:
@@ -180,10 +166,12 @@ def _figures(
     source = Source(database, profile, references)
     for name, make in FIGURES.items():
         try:
+            made = make(source)
+            before = drawn_before(made, Store(database.parent))
             # What is missing is said in words, not in a picture of words.
             drawn = [
-                (page, plots.draw_page(page) if page.panels else None)
-                for page in make(source).pages
+                (page, (before.get(page.name) or plots.draw_page(page)) if page.panels else None)
+                for page in made.pages
             ]
         except Exception as error:  # the rest of the report is whole; the figure's asset fails
             said = f"{type(error).__name__}: {error}"
@@ -199,9 +187,8 @@ def _counts(database: Path) -> list[tuple[str, int]]:
         database,
         "SELECT table_name FROM duckdb_tables() WHERE NOT internal ORDER BY table_name",
     ).rows
-    return [
-        (name, fetch(database, f'SELECT count(*) FROM "{name}"').rows[0][0]) for (name,) in names
-    ]
+    counts = " UNION ALL ".join(f"SELECT '{name}', count(*) FROM \"{name}\"" for (name,) in names)
+    return [(name, n) for name, n in fetch(database, f"{counts} ORDER BY 1").rows]
 
 
 def _number(value: float | None, digits: int = 3, sign: bool = False) -> str:
@@ -215,17 +202,74 @@ def _p_value(value: float | None) -> str:
     return "-" if value is None else "< 0.0001" if value < 0.0001 else f"{value:.4f}"
 
 
-def render_report(database: Path, profile: Profile, references: Path | None = None) -> str:
-    """The report as HTML; the published tables are drawn beside one's own where they are given.
+def _duration(seconds: float) -> str:
+    """`12.3 s`, `4.5 min` or `6.7 h`."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 3600 else f"{seconds / 3600:.1f} h"
 
-    Raises:
-        MissingArtefact: If there is no database.
+
+def _usd(value: float | None) -> str:
+    """Money as the page's script writes it."""
+    if value is None:
+        return "-"
+    return "< 0.01" if 0 < value < 0.01 else f"{value:,.2f}"
+
+
+@dataclass(frozen=True)
+class _Cell:
+    """What stands beside an accuracy of a table.
+
+    Attributes:
+        system: Its place among the systems of the page's data; `None` for none.
+        printed: The published value of the same cell; `None` for none.
     """
-    import json
 
+    system: int | None
+    printed: float | None
+
+
+class _Cells:
+    """Finds the system and the published value of a table's cell."""
+
+    def __init__(self, systems: Sequence[Answering], references: Path | None) -> None:
+        self._systems = systems
+        self._printed = printed(references) if references else {}
+
+    def __call__(self, number: int, row: Mapping[str, Any], column: str) -> _Cell:
+        corpus = row["task"] if number == 1 else row["corpus"]
+        shots = row["shots"] if number == 1 else 0
+        theirs = self._printed.get((corpus, row["model"], shots), {}).get(column)
+        return _Cell(self._system(corpus, row["model"], shots, column), theirs)
+
+    def _system(self, corpus: str, model: str, shots: int, column: str) -> int | None:
+        """The system that the views `table1` and `table2` show in a column."""
+        here = {
+            i: s
+            for i, s in enumerate(self._systems)
+            if s.main and (s.corpus, s.model, s.shots) == (corpus, model, shots)
+        }
+        specs = {i: RecipeSpec.parse(s.recipe) for i, s in here.items() if s.recipe}
+        training = min((spec.method for spec in specs.values()), default="")
+        most = max((s.n_paraphrases for s in specs.values() if not s.control_of), default=0)
+        wanted = {
+            "base": ("base", ""),
+            "base_rag": ("rag", ""),
+            "ft": ("ft", f"{training}.p00"),
+            "ft_rag": ("ft_rag", f"{training}.p00"),
+            "ft_reg": ("ft", f"{training}.p00"),
+            "ft_par": ("ft", f"{training}.p{most:02d}" if most else "none"),
+            "ft_ctl": ("ft", f"{training}.r{most:02d}"),
+            "ft_reg_rag": ("ft_rag", f"{training}.p00"),
+            "ft_par_rag": ("ft_rag", f"{training}.p{most:02d}" if most else "none"),
+            "ft_ctl_rag": ("ft_rag", f"{training}.r{most:02d}"),
+        }[column]
+        return next((i for i, s in here.items() if (s.method, s.recipe) == wanted), None)
+
+
+def _environment() -> "Environment":
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    data = {name: fetch(database, sql).dicts() for name, sql in _QUERIES.items()}
     environment = Environment(
         loader=PackageLoader("kinject_assets.core.report", "templates"),
         autoescape=True,
@@ -233,30 +277,106 @@ def render_report(database: Path, profile: Profile, references: Path | None = No
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["number"] = _number
-    environment.filters["p_value"] = _p_value
+    environment.filters |= {
+        "number": _number,
+        "p_value": _p_value,
+        "duration": _duration,
+        "usd": _usd,
+    }
+    return environment
+
+
+def _inlined(name: str) -> dict[str, Any]:
+    """A script or style of ours with its hash for the page's content security policy."""
+    from markupsafe import Markup
+
+    text = (TEMPLATES / f"report.{name}").read_text(encoding="utf-8")
+    kind = {"js": "script", "css": "style"}[name]
+    digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+    return {kind: Markup(text), f"{kind}_hash": digest}  # noqa: S704 (a file of this package)
+
+
+def _defaults(profile: Profile) -> dict[str, Any]:
+    """Volume and price that the page starts from."""
+    price = profile.hardware.usd_per_hour
+    return {
+        "questions": QUESTIONS_A_MONTH,
+        "updates": UPDATES_A_MONTH,
+        "price": price or USD_AN_HOUR,
+        "priced": bool(price),
+    }
+
+
+def _profile_argument(profile: Profile) -> str:
+    """What `--profile` takes; of a file of one's own its name alone, wherever it lies."""
+    shipped = profile.path is None or profile.path.parent == PROFILES
+    return profile.name if shipped or profile.path is None else profile.path.name
+
+
+def render_report(
+    database: Path,
+    profile: Profile,
+    references: Path | None = None,
+    limit: int = explorer.LIMIT,
+) -> str:
+    """The report as HTML.
+
+    Args:
+        database: `results.duckdb`.
+        profile: The experiment.
+        references: Folder of the published tables, whose values stand beside one's own.
+        limit: Characters that the data of single questions may take.
+
+    Raises:
+        MissingArtefact: If there is no database.
+    """
+    import json
+
+    data = {name: fetch(database, sql).dicts() for name, sql in _QUERIES.items()}
+    data["damage"] = read_damage(database)
+    evidence = read_evidence(database)
+    judged = judge_all(evidence, data["corpora"], data["damage"])
+    payload = explorer.build(database, profile.name, evidence, judged)
+    packed, left_out = explorer.fitted(payload, limit)
     libraries: dict[str, str] = {}
     for artefact in data["artefacts"]:
         libraries |= json.loads(artefact["libraries"])
-    return environment.get_template(TEMPLATE).render(
-        **data,
-        profile=profile,
-        verdict=verdict_sentence(data["comparisons"]),
-        families=[
-            {"name": f.name, "question": f.question, "rows": rows}
-            for f in FAMILIES
-            if f.name != "k" and (rows := [c for c in data["comparisons"] if c["family"] == f.name])
-        ],
-        k_pairs=[c for c in data["comparisons"] if c["family"] == "k"],
-        by_kind=_by_kind(data["strata"]),
-        kinds=(ALL, *STRATA),
-        points=f"{100 * WORTHWHILE:.0f}",
-        most_questions=MOST_QUESTIONS,
-        columns={n: [(m, METHODS[m]) for m, _ in METHOD_COLUMNS[n]] for n in (1, 2)},
-        with_interval=with_interval,
-        figures=_figures(data, database, profile, references),
-        counts=_counts(database),
-        libraries=sorted(libraries.items()),
+    return (
+        _environment()
+        .get_template(TEMPLATE)
+        .render(
+            **data,
+            **_inlined("css"),
+            **_inlined("js"),
+            profile=profile,
+            profile_file=_profile_argument(profile),
+            overall=overall(judged),
+            judged=judged,
+            spent=read_spent(database),
+            operations=read_operations(database, profile, judged),
+            defaults=_defaults(profile),
+            data=packed if payload["questions"]["id"] else "",
+            left_out=left_out,
+            limit=limit,
+            families=[
+                {"name": f.name, "question": f.question, "rows": rows}
+                for f in FAMILIES
+                if f.name != "k"
+                and (rows := [c for c in data["comparisons"] if c["family"] == f.name])
+            ],
+            k_pairs=[c for c in data["comparisons"] if c["family"] == "k"],
+            by_kind=_by_kind(data["strata"]),
+            kinds=(ALL, *STRATA),
+            points=f"{100 * WORTHWHILE:.0f}",
+            most_questions=MOST_QUESTIONS,
+            columns={n: [(m, METHODS[m]) for m, _ in METHOD_COLUMNS[n]] for n in (1, 2)},
+            cells=_Cells(evidence.systems, references),
+            with_interval=with_interval,
+            figures=_figures(data, database, profile, references),
+            counts=_counts(database),
+            changes=since_last(database),
+            libraries=sorted(libraries.items()),
+        )
     )
 
 
@@ -267,5 +387,12 @@ def write_report(
 
     Raises:
         MissingArtefact: If there is no database.
+        BrokenArtefact: If it is one of another version of kinject.
     """
-    write_atomically(out, render_report(database, profile, references))
+    try:
+        write_atomically(out, render_report(database, profile, references))
+    except QueryError as error:
+        raise BrokenArtefact(
+            f"{database} was built by another version of kinject: "
+            f"{str(error).splitlines()[0]}. `kinject run --select results` builds it again."
+        ) from error

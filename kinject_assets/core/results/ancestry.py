@@ -4,6 +4,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from kinject_assets.config import RecipeSpec
+from kinject_assets.core.manifest import Manifest
 from kinject_assets.core.schema import (
     Answer,
     Checkpoint,
@@ -13,6 +14,7 @@ from kinject_assets.core.schema import (
     Question,
     Retrieved,
 )
+from kinject_assets.core.store import Cell
 
 Edge = tuple[str, str, str, str]
 """Kind and id of the child, kind and id of the parent."""
@@ -79,3 +81,16 @@ def of_answers(
         for row in ranked.get((c.corpus, c.retriever, answer.question_id), ()) if c.k else ():
             if row.rank <= c.k:
                 yield "answer", answer.answer_id, "chunk", row.chunk_id
+
+
+def of_artefacts(published: Iterable[tuple[Cell, Manifest]]) -> Iterator[Edge]:
+    """Artefact to the artefacts that it was made from; where it read a part, to the whole."""
+    for cell, manifest in published:
+        for source in sorted({key.partition("#")[0] for key in manifest.inputs}):
+            yield "artefact", str(cell), "artefact", source
+
+
+def of_makers(kind: str, ids: Iterable[str], cell: Cell) -> Iterator[Edge]:
+    """Rows to the artefact that holds them."""
+    for row_id in ids:
+        yield kind, row_id, "artefact", str(cell)

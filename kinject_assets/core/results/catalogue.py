@@ -71,12 +71,13 @@ def tables() -> dict[str, Table]:
         "corpora": Table(
             _columns(
                 "corpus VARCHAR, title VARCHAR, table_number BIGINT, exam VARCHAR, "
-                "facts_since DATE, not_new_to VARCHAR[]"
+                "facts_since DATE, not_new_to VARCHAR[], release_of VARCHAR"
             ),
             ("corpus",),
             "A corpus and the table of the study that it belongs to. facts_since is the date of "
             "its oldest fact where it claims to hold new ones; not_new_to are the models that may "
-            "have read such facts, or whose knowledge cut-off is not stated.",
+            "have read such facts, or whose knowledge cut-off is not stated. release_of is the "
+            "window of current events that the corpus is a frozen release of; empty for none.",
             "Never: the profile has at least one corpus.",
         ),
         "models": Table(
@@ -90,9 +91,10 @@ def tables() -> dict[str, Table]:
             "Never: the profile has at least one model.",
         ),
         "articles": Table(
-            columns_of(schema.Article, "headings", "bodies"),
+            {**columns_of(schema.Article, "headings", "bodies"), "permalink": "VARCHAR"},
             ("article_id", "revision_id"),
-            "One revision of an article, as it was fetched. Times are UTC.",
+            "One revision of an article, as it was fetched. Times are UTC. permalink opens this "
+            "very revision where the source is a wiki; for a file it is its url.",
             "No corpus has been fetched.",
         ),
         "chunks": Table(
@@ -317,17 +319,22 @@ def tables() -> dict[str, Table]:
             ("child_kind", "child_id", "parent_kind", "parent_id"),
             "What each thing was made from: answer to question, checkpoint and retrieved chunks; "
             "checkpoint to chunks and paraphrases; question and paraphrase to chunk and "
-            "generation; chunk to article (id article_id@revision_id).",
+            "generation; chunk to article (id article_id@revision_id). Answers, questions, "
+            "paraphrases, checkpoints and chunks also to the artefact that holds them, artefacts "
+            "to those that they were made from.",
             "No chunks have been made.",
         ),
         "artefacts": Table(
             _columns(
-                "artefact VARCHAR, asset VARCHAR, logical_version VARCHAR, code_version VARCHAR, "
-                "run_id VARCHAR, started_at TIMESTAMP, finished_at TIMESTAMP, libraries VARCHAR"
+                "artefact VARCHAR, asset VARCHAR, partition VARCHAR, logical_version VARCHAR, "
+                "fingerprint VARCHAR, code_version VARCHAR, seal VARCHAR, run_id VARCHAR, "
+                "started_at TIMESTAMP, finished_at TIMESTAMP, libraries VARCHAR, inputs VARCHAR, "
+                "config VARCHAR, seeds VARCHAR, counts VARCHAR"
             ),
             ("artefact",),
-            "What the database was built from: each artefact of the lake with its version; "
-            "libraries is a JSON object.",
+            "What the database was built from: each artefact of the lake as its manifest has it. "
+            "libraries, inputs (what was read: version), config, seeds and counts are JSON "
+            "objects; seal is the hash of the manifest.",
             "The lake is empty.",
         ),
     }
@@ -354,23 +361,15 @@ METHOD_COLUMNS: Mapping[int, tuple[tuple[str, str], ...]] = {
 """Table of the study -> its columns of accuracies, and which scores stand in them."""
 
 
-def view_ddl(number: int) -> str:
-    """Statement that creates the view `table1` or `table2`.
+def named_scores(number: int) -> str:
+    """Common table expressions up to `named`: the scores of a table of the study.
 
-    Full fine-tuning stands in the tables; where a model has none, low-rank adapters do. FT-par is
-    the recipe with the most paraphrases, the control the one of that recipe.
+    Full fine-tuning stands in the tables; where a model has none, low-rank adapters do. `reg`,
+    `par` and `ctl` are recipes: FT-par is the one with the most paraphrases, the control that of
+    this recipe.
     """
-    columns = ", ".join(
-        f"max({value}) FILTER ({where}) AS {name}{ending}"
-        for name, where in METHOD_COLUMNS[number]
-        for value, ending in (("accuracy", ""), ("ci_low", "_low"), ("ci_high", "_high"))
-    )
-    keys = "corpus AS task, shots, model" if number == 1 else "model"
-    rest = "max(n) AS n" if number == 1 else "max(n) AS n, corpus"
     shots = "" if number == 1 else "AND shots = 0"
-    order = "task, shots, model" if number == 1 else "corpus, model"
     return f"""
-        CREATE VIEW table{number} AS
         WITH shown AS (
             SELECT s.*, regexp_extract(recipe, '^(full|lora|qlora)[.]', 1) AS training,
                 regexp_extract(recipe, '^[a-z]+[.]([pr])', 1) AS kind,
@@ -391,6 +390,21 @@ def view_ddl(number: int) -> str:
                 training_ || '.r' || lpad(CAST(most AS VARCHAR), 2, '0') AS ctl
             FROM shown LEFT JOIN chosen ON corpus = corpus_ AND model = model_
         )
+    """
+
+
+def view_ddl(number: int) -> str:
+    """Statement that creates the view `table1` or `table2`, of the scores of `named_scores`."""
+    columns = ", ".join(
+        f"max({value}) FILTER ({where}) AS {name}{ending}"
+        for name, where in METHOD_COLUMNS[number]
+        for value, ending in (("accuracy", ""), ("ci_low", "_low"), ("ci_high", "_high"))
+    )
+    keys = "corpus AS task, shots, model" if number == 1 else "model"
+    rest = "max(n) AS n" if number == 1 else "max(n) AS n, corpus"
+    order = "task, shots, model" if number == 1 else "corpus, model"
+    return f"""
+        CREATE VIEW table{number} AS {named_scores(number)}
         SELECT {keys}, {columns}, {rest}
         FROM named GROUP BY corpus, shots, model ORDER BY {order}
     """

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from kinject_assets.config import Corpus, Profile
 from kinject_assets.core import schema
 from kinject_assets.core.augmentation.registry import of_prefix
+from kinject_assets.core.corpus.articles import permalink
 from kinject_assets.core.corpus.releases import read_releases
 from kinject_assets.core.exams.novelty import novelty
 from kinject_assets.core.manifest import Manifest, content_hash
@@ -28,6 +29,7 @@ from kinject_assets.core.results.catalogue import (
     tables,
     view_ddl,
 )
+from kinject_assets.core.results.digests import write_digests
 from kinject_assets.core.results.evidence import gather
 from kinject_assets.core.results.scores import (
     Exam,
@@ -81,6 +83,7 @@ class Lake:
     conditions: dict[str, schema.Condition] = field(default_factory=dict)
     answers: list[schema.Answer] = field(default_factory=list)
     sizes: dict[str, tuple[str | None, int | None]] = field(default_factory=dict)
+    makers: list[ancestry.Edge] = field(default_factory=list)
 
 
 def read_lake(store: Store, report: Report = silent) -> Lake:
@@ -97,28 +100,38 @@ def _read_cell(store: Store, lake: Lake, cell: Cell, manifest: Manifest) -> None
     def rows(name: str, row_type: type[Row]) -> list[Row]:
         return store.rows(cell, name, row_type)
 
+    def made(kind: str, ids: Iterable[str]) -> None:
+        lake.makers.extend(ancestry.of_makers(kind, ids, cell))
+
     corpus = cell.parts[0]
     match cell.asset:
         case "articles":
             lake.articles += rows("articles", schema.Article)
         case "chunks":
             lake.chunks[corpus] = rows("chunks", schema.Chunk)
+            made("chunk", (c.chunk_id for c in lake.chunks[corpus]))
             if any(name.endswith("/retired.parquet") for name in manifest.files):
-                lake.retired += rows("retired", schema.Chunk)
+                retired = rows("retired", schema.Chunk)
+                lake.retired += retired
+                made("chunk", (c.chunk_id for c in retired))
         case "questions":
             lake.questions[corpus] = rows("questions", schema.Question)
+            made("question", (q.question_id for q in lake.questions[corpus]))
             lake.rejections += rows("rejections", schema.Rejection)
         case "triage":
             for row in rows("triage", schema.Triage):
                 lake.triage.setdefault(row.question_id, row)
         case "paraphrases" | "validation_paraphrases":
-            lake.paraphrases[corpus] += rows("paraphrases", schema.Paraphrase)
+            paraphrases = rows("paraphrases", schema.Paraphrase)
+            lake.paraphrases[corpus] += paraphrases
+            made("paraphrase", (p.paraphrase_id for p in paraphrases))
             lake.rejections += rows("rejections", schema.Rejection)
         case "retrieved":
             lake.retrieved += rows("retrieved", schema.Retrieved)
         case "checkpoint":
             found = rows("checkpoint", schema.Checkpoint)
             lake.checkpoints += found
+            made("checkpoint", (c.checkpoint_id for c in found))
             lake.trials += rows("trials", schema.Trial)
             lake.damage += rows("damage", schema.Damage)
             for checkpoint in found:
@@ -129,7 +142,9 @@ def _read_cell(store: Store, lake: Lake, cell: Cell, manifest: Manifest) -> None
             lake.damage += rows("damage", schema.Damage)
         case asset if asset in ANSWERS:
             lake.conditions |= {c.condition_id: c for c in rows("conditions", schema.Condition)}
-            lake.answers += rows("answers", schema.Answer)
+            answers = rows("answers", schema.Answer)
+            lake.answers += answers
+            made("answer", (a.answer_id for a in answers))
             counts = manifest.counts
             if counts.get("parameters"):
                 model = cell.parts[1] if len(cell.parts) > 1 else ""
@@ -266,6 +281,7 @@ def _content(
                 "title": settings.title if settings else "",
                 "table_number": settings.table if settings else 2,
                 "exam": settings.exam.kind if settings else "generated",
+                "release_of": lake.releases.get(corpus, ""),
                 **_novelty(profile, corpus, lake),
             }
             for corpus in sorted({*profile.corpora, *exams, *lake.chunks})
@@ -282,7 +298,10 @@ def _content(
             }
             for name, model in profile.models.items()
         ],
-        "articles": _merged(lake.articles, "headings", "bodies"),
+        "articles": [
+            {**row, "permalink": permalink(row["source"], row["url"], row["revision_id"])}
+            for row in _merged(lake.articles, "headings", "bodies")
+        ],
         "chunks": [
             row
             for chunks in (*lake.chunks.values(), lake.retired)
@@ -354,12 +373,18 @@ def _content(
             {
                 "artefact": str(cell),
                 "asset": cell.asset,
+                "partition": m.partition,
                 "logical_version": m.logical_version,
+                "fingerprint": m.fingerprint,
                 "code_version": m.code_version,
+                "seal": m.seal,
                 "run_id": m.run_id,
                 "started_at": _moment(m.started_at),
                 "finished_at": _moment(m.finished_at),
-                "libraries": json.dumps(m.libraries, sort_keys=True),
+                **{
+                    name: json.dumps(getattr(m, name), sort_keys=True)
+                    for name in ("libraries", "inputs", "config", "seeds", "counts")
+                },
             }
             for cell, m in lake.published
         ],
@@ -382,6 +407,8 @@ def _lineage(lake: Lake) -> Rows:
                 lake.paraphrases,
             ),
             ancestry.of_answers(lake.answers, lake.conditions, lake.retrieved),
+            ancestry.of_artefacts(lake.published),
+            lake.makers,
         )
         for edge in found
     ]
@@ -459,6 +486,7 @@ def build_database(
     generations: Sequence[schema.Generation] = (),
     references: Path | None = None,
     scratch: Path | None = None,
+    digests: Path | None = None,
     report: Report = silent,
 ) -> dict[str, int]:
     """Builds the database anew beside the old one and swaps it in.
@@ -469,6 +497,7 @@ def build_database(
         generations: The ledger of requests to the language model service.
         references: Folder of the published tables, for the claims' self-test.
         scratch: Folder on the same disk that the new file is built in; default beside the old one.
+        digests: File to write a digest of every row to, for the audit; none by default.
         report: Told how far it is.
 
     Returns:
@@ -486,6 +515,8 @@ def build_database(
     try:
         with closing(duckdb.connect(str(partial))) as connection:
             counts = _fill(connection, content, report)
+            if digests:
+                write_digests(connection, digests)
             # Closing would write as well, and keep a full disk to itself.
             connection.execute("CHECKPOINT")
         _verify(partial, counts)

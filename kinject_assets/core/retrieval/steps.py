@@ -68,6 +68,15 @@ class RetrieveRequest:
     device: str = "auto"
 
 
+def located(profile: config.Profile) -> dict[str, Any]:
+    """Fields of the profile's retrieval, encoder and cross-encoder as folders or hub ids."""
+    found = profile.retrieval.model_dump()
+    for part in (found["encoder"], found["rerank"]):
+        if part:
+            part["model"] = config.local_or_hub(profile, part["model"])
+    return found
+
+
 def embed(request: EmbedRequest, report: Report = silent) -> dict[str, Any]:
     """Embeds the chunks of a corpus.
 

@@ -80,6 +80,27 @@ def published(references: Path) -> Evidence:
 Row = tuple[str, str, str]
 """Task, model and shots."""
 
+EVENTS = "events-2023-11"
+"""The corpus of the study's Table 2, as `paper.yaml` calls it."""
+
+
+def printed(references: Path) -> dict[tuple[str, str, int], dict[str, float]]:
+    """The published accuracies: task (or corpus), model and shots -> column -> accuracy.
+
+    Args:
+        references: Folder of `paper_table1.csv` and `paper_table2.csv`.
+    """
+    found: dict[tuple[str, str, int], dict[str, float]] = {}
+    for name in ("paper_table1.csv", "paper_table2.csv"):
+        for r in _read(references / name):
+            key = (r.get("task", EVENTS), r["model"], int(r.get("shots", "0")))
+            named = {"task", "model", "shots"}
+            found[key] = {
+                column: float(value) for column, value in r.items() if column not in named
+            }
+    return found
+
+
 METHODS = {"RAG": "base_rag", "FT": "ft", "FT + RAG": "ft_rag"}
 """Method -> column of Table 1."""
 

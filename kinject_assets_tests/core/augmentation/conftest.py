@@ -8,9 +8,6 @@ from kinject_assets.core.llm.client import LLMClient
 from kinject_assets.core.llm.ledger import Ledger
 from kinject_assets.lab.server import running
 from kinject_assets.lab.writer import MODEL
-from kinject_assets_tests.core.results.fixtures import built
-
-__all__ = ["built"]
 
 
 @pytest.fixture(scope="module")

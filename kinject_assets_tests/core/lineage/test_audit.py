@@ -1,165 +1,289 @@
+import dataclasses
 import json
 import shutil
+from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from kinject_assets.core.lineage.audit import Audit, audit
+from kinject_assets.core.lineage.audit import Audit, Logged, audit
+from kinject_assets.core.lineage.findings import Finding
+from kinject_assets.core.manifest import Manifest
 from kinject_assets.core.results.loader import DATABASE
+from kinject_assets.core.results.tables import fetch
 from kinject_assets.core.schema import Article
-from kinject_assets.core.store import Cell, Store
+from kinject_assets.core.store import MANIFEST, Cell, Store
 from kinject_assets_tests.core.results import synthetic
 
+ARTICLES = Cell("articles", ("rivers",))
 CHUNKS = Cell("chunks", ("rivers",))
+EVENTS = "events-2031-04"
+CHECKPOINT = Cell("checkpoint", (EVENTS, f"{synthetic.MODEL}.full.p04"))
+
+Rewrite = Callable[..., None]
 
 
 def _found(verdict: Audit) -> set[tuple[str, str]]:
     return {(f.artefact, f.kind) for f in verdict.findings}
 
 
-def _events(store: Store) -> dict[str, str]:
-    return {str(cell): manifest.logical_version for cell, manifest in store.published()}
+def _only(verdict: Audit) -> Finding:
+    (finding,) = verdict.findings
+    return finding
 
 
-def test_a_whole_lake_is_sound(built: Store) -> None:
-    verdict = audit(built, events=_events(built))
+def _events(store: Store) -> dict[str, Logged]:
+    now = datetime.now(UTC).timestamp()
+    return {str(cell): Logged(m.logical_version, m.seal, now) for cell, m in store.published()}
+
+
+def _edit(store: Store, cell: Cell, **changes: Any) -> None:
+    """Edits a manifest by hand."""
+    path = store.folder(cell) / MANIFEST
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_a_whole_lake_is_sound(finished: Store) -> None:
+    verdict = audit(finished, events=_events(finished))
     assert verdict.ok, str(verdict)
-    assert verdict.checked == len(built.published())
-    assert json.loads(verdict.to_json())["ok"] is True
-    assert "sound" in str(verdict)
+    assert verdict.checked == len(finished.published())
+    assert verdict.rows > verdict.answers == verdict.whole > 3000
+    read = json.loads(verdict.to_json())
+    assert (read["ok"], read["verdict"], read["whole"]) == (True, "sound", verdict.whole)
+    assert str(verdict).startswith("sound\n")
+    assert f"{verdict.checked} artefacts" in str(verdict)
 
 
-def test_changed_bytes(lake: Store) -> None:
-    path = lake.path(CHUNKS, "chunks.parquet")
+def test_changed_bytes(study: Store) -> None:
+    path = study.path(CHUNKS, "chunks.parquet")
     path.write_bytes(path.read_bytes() + b"x")
-    verdict = audit(lake)
-    assert _found(verdict) == {("chunks/rivers", "changed")}
-    assert "chunks.parquet" in verdict.findings[0].detail
-    assert not verdict.ok
-    assert json.loads(verdict.to_json())["findings"][0]["kind"] == "changed"
+    found = _only(audit(study))
+    assert (found.artefact, found.kind, found.area) == ("chunks/rivers", "changed", "lake")
+    assert found.file.endswith("chunks.parquet")
+    assert str(study.folder(CHUNKS)) in found.mend
+    rests = dict(found.rests)
+    assert rests["questions"] == rests["checkpoint"] == rests["results"] == 1
+    assert "articles" not in rests
+    answers = "SELECT count(*) FROM answers JOIN conditions USING (condition_id) WHERE corpus = ?"
+    assert found.answers == fetch(study.root / DATABASE, answers, ["rivers"]).rows[0][0]
 
 
-def test_missing_file(lake: Store) -> None:
-    lake.path(CHUNKS, "chunks.parquet").unlink()
-    assert _found(audit(lake)) == {("chunks/rivers", "missing")}
+def test_what_rests_on_a_checkpoint_is_counted(study: Store) -> None:
+    path = study.path(CHECKPOINT, "model/model.safetensors")
+    path.write_bytes(path.read_bytes()[:-1] + b"\xff")
+    found = _only(audit(study))
+    assert (found.artefact, found.kind) == (str(CHECKPOINT), "changed")
+    assert dict(found.rests) == {"answers_ft": 1, "answers_ft_rag": 1, "results": 1}
+    # Two conditions without and six with retrieved text, a question each of 62.
+    assert found.answers == (2 + 6) * (synthetic.QUESTIONS + 2)
+    assert f"{found.answers} answers rest on it" in str(audit(study))
 
 
-def test_missing_input(lake: Store) -> None:
-    shutil.rmtree(lake.folder(Cell("articles", ("rivers",))))
-    assert _found(audit(lake)) == {("chunks/rivers", "missing")}
+def test_a_missing_file_and_a_missing_artefact(study: Store) -> None:
+    study.path(CHUNKS, "chunks.parquet").unlink()
+    shutil.rmtree(study.folder(CHECKPOINT))
+    verdict = audit(study, events=_events(study))
+    assert _found(verdict) == {("chunks/rivers", "missing"), (str(CHECKPOINT), "missing")}
+    gone = next(f for f in verdict.findings if f.artefact == str(CHECKPOINT))
+    for reader in ("answers_ft/", "answers_ft_rag/", "results"):
+        assert reader in gone.detail
 
 
-def test_orphaned_version_file_and_draft(lake: Store) -> None:
-    (lake.folder(CHUNKS) / "v0123456789ab").mkdir()
-    lake.path(CHUNKS, "chunks.parquet").with_name("extra.bin").write_bytes(b"x")
-    abandoned = lake.lake / "embeddings" / "rivers" / "vba9876543210"
+def test_an_artefact_that_only_the_log_knows(study: Store) -> None:
+    events = _events(study)
+    events["claims"] = Logged("v")
+    found = _only(audit(study, events=events))
+    assert (found.artefact, found.kind) == ("claims", "missing")
+    assert "Dagster's log" in found.detail
+
+
+def test_orphaned_version_file_and_draft(study: Store) -> None:
+    (study.folder(CHUNKS) / "v0123456789ab").mkdir()
+    study.path(CHUNKS, "chunks.parquet").with_name("extra.bin").write_bytes(b"x")
+    abandoned = study.lake / "embeddings" / "rivers" / "vba9876543210"
     abandoned.mkdir(parents=True)
-    verdict = audit(lake)
+    verdict = audit(study)
     assert _found(verdict) == {("chunks/rivers", "orphaned"), ("embeddings/rivers", "orphaned")}
-    assert len(verdict.findings) == 3
+    assert {Path(f.file).name for f in verdict.findings} == {
+        "v0123456789ab",
+        "extra.bin",
+        "vba9876543210",
+    }
 
 
-def test_unfinished_work_is_no_orphan(lake: Store) -> None:
-    (lake.work(CHUNKS, "f" * 32) / "half").write_text("done")
-    assert audit(lake).ok
+def test_unfinished_work_is_no_orphan(study: Store) -> None:
+    (study.work(CHUNKS, "f" * 32) / "half").write_text("done")
+    assert audit(study).ok
 
 
-def test_a_changed_article_makes_exactly_its_descendants_stale(lake: Store) -> None:
+def test_a_changed_article_makes_exactly_its_descendants_stale(study: Store) -> None:
     synthetic.publish(
-        lake,
-        Cell("articles", ("rivers",)),
+        study,
+        ARTICLES,
         {"articles": (Article, [synthetic.article(0, "2")]), "exclusions": (Article, [])},
     )
-    verdict = audit(lake)
+    verdict = audit(study)
     children = {
         str(cell)
-        for cell, _ in lake.published()
-        if cell.parts[0] == "rivers" and cell.asset != "articles"
+        for cell, _ in study.published()
+        if cell.asset != "articles" and (not cell.parts or cell.parts[0] == "rivers")
     }
     assert _found(verdict) == {(name, "stale") for name in children}
-    direct = [f for f in verdict.findings if "has changed since" in f.detail]
-    assert [f.artefact for f in direct] == ["chunks/rivers"]
+    assert not verdict.broken
+    direct = {f.artefact for f in verdict.findings if not f.made_from}
+    assert direct == {"chunks/rivers", "results"}, "results has read the articles, too"
+    assert "made from these" in str(verdict)
+    assert str(verdict).startswith(f"{len(children)} stale\n")
 
 
-def test_an_eleventh_paraphrase_makes_no_shorter_recipe_stale(lake: Store) -> None:
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("logical_version", "another"),
+        ("inputs", {"articles/rivers": "another"}),
+        ("seeds", {"training": 7}),
+        pytest.param("libraries", {"torch": "0"}, marks=pytest.mark.slow),
+        pytest.param("config", {"max_tokens": 1}, marks=pytest.mark.slow),
+        pytest.param("counts", {"rows": 1}, marks=pytest.mark.slow),
+        pytest.param("run_id", "another", marks=pytest.mark.slow),
+    ],
+)
+def test_an_edited_manifest_is_named_with_the_field(
+    study: Store, field: str, value: object
+) -> None:
+    _edit(study, CHUNKS, **{field: value})
+    found = _only(audit(study))
+    assert (found.artefact, found.kind, found.file) == ("chunks/rivers", "changed", MANIFEST)
+    assert f"({field})" in found.detail
+
+
+def test_an_edit_that_no_witness_knows_the_field_of(study: Store) -> None:
+    _edit(study, CHUNKS, finished_at="2031-01-01T00:00:00+00:00")
+    found = _only(audit(study))
+    assert found.detail.endswith("it was edited")
+
+
+def test_an_edit_under_a_new_seal_contradicts_the_log(study: Store) -> None:
+    events = _events(study)
+    path = study.folder(CHUNKS) / MANIFEST
+    edited = dataclasses.replace(Manifest.read(path), seeds={"training": 7}).sealed()
+    path.write_text(edited.to_json())
+    assert audit(study).ok, "no other witness than the log"
+    found = _only(audit(study, events=events))
+    assert (found.artefact, found.kind, found.file) == ("chunks/rivers", "changed", MANIFEST)
+    assert "(seeds)" in found.detail
+
+
+def test_a_manifest_without_its_seal_contradicts_the_log(study: Store) -> None:
+    events = _events(study)
+    _edit(study, CHUNKS, seal="")
+    assert _found(audit(study, events=events)) == {("chunks/rivers", "changed")}
+
+
+def test_manifests_and_events_of_old_have_no_seal(study: Store) -> None:
+    for cell, _ in study.published():
+        _edit(study, cell, seal="")
+    events = {name: Logged(e.version) for name, e in _events(study).items()}
+    assert audit(study, events=events).ok
+
+
+def test_an_eleventh_paraphrase_makes_no_shorter_recipe_stale(
+    study: Store, rewrite: Rewrite
+) -> None:
     paraphrases = Cell("paraphrases", ("rivers",))
-    path = lake.folder(paraphrases) / "manifest.json"
-    manifest = json.loads(path.read_text())
-    manifest["counts"] = {"prefixes": {"p02": "two", "p04": "four"}}
-    path.write_text(json.dumps(manifest))
     checkpoint = Cell("checkpoint", ("rivers", f"{synthetic.MODEL}.full.p00"))
-    path_of_checkpoint = lake.folder(checkpoint) / "manifest.json"
-    trained = json.loads(path_of_checkpoint.read_text())
-    trained["inputs"] = {"paraphrases/rivers#p02": "two"}
-    path_of_checkpoint.write_text(json.dumps(trained))
-    manifest["logical_version"] = "more paraphrases"
-    path.write_text(json.dumps(manifest))
-    assert audit(lake).ok
-    manifest["counts"]["prefixes"]["p02"] = "other"
-    path.write_text(json.dumps(manifest))
-    assert (str(checkpoint), "stale") in _found(audit(lake))
+    results = study.folder(Cell("results")) / MANIFEST
+    shutil.rmtree(results.parent)
+    rewrite(study, paraphrases, counts={"prefixes": {"p02": "two", "p04": "four"}})
+    rewrite(study, checkpoint, inputs={"paraphrases/rivers#p02": "two"})
+    rewrite(study, paraphrases, logical_version="more paraphrases")
+    assert audit(study).ok
+    rewrite(study, paraphrases, counts={"prefixes": {"p02": "other"}})
+    assert (str(checkpoint), "stale") in _found(audit(study))
 
 
-def test_torn_manifest(lake: Store) -> None:
-    (lake.folder(CHUNKS) / "manifest.json").write_text("{")
-    assert ("chunks/rivers", "changed") in _found(audit(lake))
+def test_a_torn_manifest_accuses_nothing_else(study: Store) -> None:
+    events = _events(study)
+    (study.folder(CHUNKS) / MANIFEST).write_text("{")
+    found = _only(audit(study, events=events))
+    assert (found.artefact, found.kind, found.file) == ("chunks/rivers", "changed", MANIFEST)
 
 
-def test_events_are_compared(lake: Store) -> None:
-    events = _events(lake)
-    events["chunks/rivers"] = "another"
+def test_events_are_compared(study: Store) -> None:
+    events = _events(study)
+    events["chunks/rivers"] = Logged("another")
     del events["retrieved/rivers"]
-    events["embeddings/rivers"] = "gone"
-    assert _found(audit(lake, events=events)) == {
+    events["embeddings/rivers"] = Logged("gone")
+    assert _found(audit(study, events=events)) == {
         ("chunks/rivers", "changed"),
         ("retrieved/rivers", "orphaned"),
         ("embeddings/rivers", "missing"),
     }
 
 
-def test_the_audits_own_artefact_does_not_accuse_itself(lake: Store) -> None:
+def test_after_a_crash_the_log_is_behind_and_the_manifest_is_not_accused(study: Store) -> None:
+    events = _events(study)
+    events["chunks/rivers"] = Logged(events["chunks/rivers"].version, "an older seal", at=0.0)
+    found = _only(audit(study, events=events))
+    assert (found.artefact, found.file) == ("chunks/rivers", "")
+    assert "reports it again" in found.mend
+
+
+def test_the_audits_own_artefact_does_not_accuse_itself(study: Store, rewrite: Rewrite) -> None:
     cell = Cell("lineage_audit")
-    synthetic.publish(lake, cell, {"rows": (Article, [])}, [CHUNKS])
-    manifest = lake.folder(cell) / "manifest.json"
-    text = json.loads(manifest.read_text())
-    text["inputs"][str(CHUNKS)] = "older"
-    manifest.write_text(json.dumps(text))
-    with lake.draft(cell):
-        assert audit(lake, events={str(c): m.logical_version for c, m in lake.published()}).ok
+    synthetic.publish(study, cell, {"rows": (Article, [])}, [CHUNKS])
+    rewrite(study, cell, inputs={str(CHUNKS): "older"})
+    with study.draft(cell):
+        assert audit(study, events=_events(study)).ok
 
 
-def test_the_profile_makes_old_settings_stale(lake: Store) -> None:
-    # The synthetic lake's fingerprints are none that a profile would give.
-    assert {kind for _, kind in _found(audit(lake, synthetic.profile()))} == {"stale"}
+def test_the_profile_makes_old_settings_stale(study: Store) -> None:
+    # The synthetic lake was made by no code version that a profile would use.
+    verdict = audit(study, synthetic.profile())
+    assert {kind for _, kind in _found(verdict)} == {"stale"}
+    assert "code version 1; now it is" in str(verdict)
 
 
-def test_database_lacks_answers_or_has_too_many(lake: Store) -> None:
-    cell = Cell("answers_base", ("rivers", synthetic.MODEL))
-    shutil.rmtree(lake.folder(cell))
-    assert _found(audit(lake)) == {(DATABASE, "orphaned")}
-    (lake.root / DATABASE).unlink()
-    shutil.rmtree(lake.lake / "answers_rag")
-    from kinject_assets.core.results.loader import build_database
+def test_changed_settings_are_named(study: Store, rewrite: Rewrite) -> None:
+    from kinject_assets.core.plan import CODE_VERSIONS, Plan
 
-    build_database(lake, synthetic.profile())
-    synthetic.write_lake(lake.root)
-    verdict = audit(lake)
-    assert {(f.artefact, f.kind) for f in verdict.findings} == {(DATABASE, "missing")}
-    assert any("answers_base/rivers" in f.detail for f in verdict.findings)
+    profile = synthetic.profile()
+    plan = Plan(profile, study)
+    for cell, _ in study.published():
+        config = json.loads(json.dumps(plan.config(cell)))
+        rewrite(study, cell, code_version=CODE_VERSIONS[cell.asset], config=config)
+    config = json.loads(json.dumps(plan.config(CHUNKS))) | {"max_tokens": 7}
+    rewrite(study, CHUNKS, config=config)
+    stale = {f.artefact: f.detail for f in audit(study, profile).findings}
+    assert "settings in the profile have changed: max_tokens" in stale["chunks/rivers"]
 
 
-def test_a_manifest_that_points_outside_is_not_followed(lake: Store, tmp_path: Path) -> None:
+def test_a_manifest_that_points_outside_is_not_followed(
+    study: Store, rewrite: Rewrite, tmp_path: Path
+) -> None:
     (tmp_path / "secret").write_text("x")
-    path = lake.folder(CHUNKS) / "manifest.json"
-    manifest = json.loads(path.read_text())
-    manifest["files"]["../../../../secret"] = {"sha256": "0", "bytes": 1}
-    path.write_text(json.dumps(manifest))
-    (finding,) = [f for f in audit(lake).findings if "outside" in f.detail]
-    assert (finding.artefact, finding.kind) == ("chunks/rivers", "changed")
+    files = Manifest.read(study.folder(CHUNKS) / MANIFEST).files
+    outside = {"../../../../secret": {"sha256": "0", "bytes": 1}}
+    rewrite(study, CHUNKS, files={**files, **outside})
+    found = _only(audit(study))
+    assert (found.artefact, found.kind) == ("chunks/rivers", "changed")
+    assert "outside" in found.detail
 
 
 @pytest.mark.parametrize("where", ["empty", "absent"])
 def test_nothing_published_is_sound(tmp_path: Path, where: str) -> None:
     if where == "empty":
         (tmp_path / "lake").mkdir()
-    assert audit(Store(tmp_path)) == Audit(0, 0, ())
+    assert audit(Store(tmp_path)) == Audit(0, 0)
+
+
+def test_narrow_terminals_get_short_lines(study: Store) -> None:
+    path = study.path(CHUNKS, "chunks.parquet")
+    path.write_bytes(b"x")
+    verdict = audit(study)
+    long = [w for w in verdict.text().split() if len(w) > 60]
+    for line in verdict.text(80).splitlines():
+        assert len(line) <= 80 or any(word in line for word in long)
+    assert max(map(len, verdict.text().splitlines())) > 100, "never cut when piped"

@@ -1,5 +1,8 @@
+import base64
+import hashlib
 import re
 import shutil
+from datetime import UTC, datetime
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -7,13 +10,18 @@ import duckdb
 import pytest
 
 from kinject_assets.config import Lab, Profile
-from kinject_assets.core.errors import MissingArtefact
-from kinject_assets.core.report.figures import FIGURES, Source
-from kinject_assets.core.report.html import verdict_sentence, write_report
+from kinject_assets.core.errors import BrokenArtefact, MissingArtefact
+from kinject_assets.core.plan import CODE_VERSIONS
+from kinject_assets.core.report import html
+from kinject_assets.core.report.figures import FIGURES, Source, figure_version
+from kinject_assets.core.report.html import render_report, write_report
+from kinject_assets.core.results.diff import since_last
+from kinject_assets.core.results.history import keep
 from kinject_assets.core.results.loader import DATABASE, build_database
 from kinject_assets.core.results.tables import QueryError, fetch
-from kinject_assets.core.store import Store
+from kinject_assets.core.store import Cell, Store
 from kinject_assets_tests.core.results import synthetic
+from kinject_assets_tests.core.results.fixtures import REFERENCES
 from kinject_assets_tests.core.results.test_retrievers import add_lexical
 from kinject_assets_tests.core.results.test_retrievers import profile as profile_with
 
@@ -40,8 +48,14 @@ class _Page(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] != "style":
+        if self.open and self.open[-1] not in {"style", "script"}:
             self.text += data
+
+
+@pytest.fixture
+def unillustrated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the study's figures, which take long to draw: for tests that do not look at them."""
+    monkeypatch.setattr(html, "FIGURES", {})
 
 
 @pytest.fixture(scope="module")
@@ -65,10 +79,20 @@ def test_tags_nest_and_tables_are_accessible(page: str) -> None:
 
 def test_nothing_is_asked_from_outside(page: str) -> None:
     found = _Page(page)
-    assert not [tag for tag, _ in found.tags if tag in {"script", "link", "iframe", "object"}]
+    assert not [tag for tag, _ in found.tags if tag in {"link", "iframe", "object"}]
     for _, attrs in found.tags:
         assert (attrs.get("src") or "data:").startswith("data:")
+        assert not [name for name in attrs if name.startswith("on") or name == "style"]
     assert "url(" not in page and "@import" not in page
+
+
+def test_the_policy_names_the_script_and_the_style_of_the_page(page: str) -> None:
+    (policy,) = re.findall(r'http-equiv="Content-Security-Policy" content="(.*?)"', page)
+    assert "default-src 'none'" in policy and "unsafe" not in policy
+    for tag in ("script", "style"):
+        (text,) = re.findall(rf"<{tag}>(.*?)</{tag}>", page, re.S)
+        digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+        assert f"{tag}-src 'sha256-{digest}'" in policy
 
 
 def test_numbers_are_those_of_the_database(page: str, built: Store) -> None:
@@ -81,8 +105,8 @@ def test_numbers_are_those_of_the_database(page: str, built: Store) -> None:
     text = _Page(page).text
     for statement, _ in claims:
         assert statement in text
-    assert "Retrieval injected knowledge better than fine-tuning did." in text
-    assert "In 8 paired comparisons retrieval was better in 8" in text
+    assert "On new facts, retrieve: " in text and "(events-2031-04, tiny)" in text
+    assert "On known topics, retrieve: " in text and "(rivers, tiny)" in text
     assert "perplexity" in text and "in flight" in text.lower()
 
 
@@ -95,6 +119,7 @@ def test_sections_have_their_plots(page: str) -> None:
     assert len(captions) == len(set(captions))
 
 
+@pytest.mark.usefixtures("unillustrated")
 def test_the_lab_says_that_it_is_one(built: Store, tmp_path: Path, page: str) -> None:
     assert "This is the lab" not in page
     lab = synthetic.profile().model_copy(update={"lab": Lab(), "description": "<i>x</i>"})
@@ -110,7 +135,7 @@ def test_a_report_without_answers(tmp_path: Path) -> None:
     build_database(Store(tmp_path), profile)
     write_report(tmp_path / DATABASE, profile, tmp_path / "report.html")
     found = _Page((tmp_path / "report.html").read_text(encoding="utf-8"))
-    assert "cannot be compared yet" in found.text
+    assert "Nothing can be said yet" in found.text
     assert "No corpus of Table 1 has been scored" in found.text
     assert "Nothing was answered with retrieved text." in found.text
 
@@ -134,25 +159,58 @@ def test_a_figure_that_fails_leaves_the_rest_of_the_report(
     assert left == [c for c in captions if not c.startswith("Answers on ")] != captions
 
 
+def test_what_the_figures_assets_drew_is_not_drawn_again(
+    built: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database = Path(shutil.copy(built.root / DATABASE, tmp_path))
+    store, profile = Store(tmp_path), synthetic.profile()
+    made = FIGURES["figure_k"](Source(database, profile))
+    cell = Cell(made.name)
+    with store.draft(cell) as draft:
+        for page in made.pages:
+            (draft / f"{page.name}.png").write_bytes(f"drawn {page.name}".encode())
+        store.publish(
+            cell,
+            draft,
+            partition="",
+            logical_version=figure_version(made),
+            fingerprint="f",
+            code_version=CODE_VERSIONS[made.name],
+            inputs={},
+            config={},
+            started_at=synthetic.NOW,
+        )
+    monkeypatch.setattr(html.plots, "draw_page", lambda page: f"anew {page.name}".encode())
+
+    monkeypatch.setattr(html, "FIGURES", {"figure_k": FIGURES["figure_k"]})
+
+    def shown() -> set[str]:
+        text = html.render_report(database, profile)
+        uri = html.plots.data_uri
+        return {
+            how
+            for how in ("drawn", "anew")
+            if all(uri(f"{how} {page.name}".encode()) in text for page in made.pages)
+        }
+
+    assert shown() == {"drawn"}
+    # Where a file is damaged, the figure is drawn.
+    store.path(cell, f"{made.pages[0].name}.png").write_bytes(b"x")
+    assert shown() == {"anew"}
+
+
+def test_a_database_of_another_version_is_said(built: Store, tmp_path: Path) -> None:
+    database = Path(shutil.copy(built.root / DATABASE, tmp_path))
+    with duckdb.connect(str(database)) as connection:
+        connection.execute("ALTER TABLE corpora DROP COLUMN release_of")
+    with pytest.raises(BrokenArtefact, match="was built by another version of kinject"):
+        write_report(database, synthetic.profile(), tmp_path / "report.html")
+
+
 def test_no_database_is_said(tmp_path: Path) -> None:
     with pytest.raises(MissingArtefact, match="kinject run"):
         write_report(tmp_path / DATABASE, synthetic.profile(), tmp_path / "report.html")
     assert not (tmp_path / "report.html").exists()
-
-
-@pytest.mark.parametrize(
-    ("verdicts", "lead"),
-    [
-        (["better", "better"], "Retrieval injected knowledge better than fine-tuning did."),
-        (["better", "no"], "better than fine-tuning did where a difference could be shown."),
-        (["worse", "worse"], "Fine-tuning injected knowledge better than retrieval did."),
-        (["better", "worse"], "Neither retrieval nor fine-tuning was better throughout."),
-        (["no"], "No difference between retrieval and fine-tuning was shown."),
-    ],
-)
-def test_verdict_sentence(verdicts: list[str], lead: str) -> None:
-    rows = [{"family": "rag_vs_ft", "verdict": v, "difference": 0.1} for v in verdicts]
-    assert lead in verdict_sentence(rows)
 
 
 @pytest.fixture(scope="module")
@@ -196,6 +254,7 @@ def test_seeds_are_shown_where_there_are_any(rich: Store, rich_page: str, page: 
     assert not _section(page, "seeds") and "#seeds" not in page
 
 
+@pytest.mark.usefixtures("unillustrated")
 def test_seeds_are_those_of_the_studys_retriever(
     rich: Store, rich_page: str, tmp_path: Path
 ) -> None:
@@ -212,6 +271,7 @@ def test_seeds_are_those_of_the_studys_retriever(
     assert _section(again, "seeds") == _section(rich_page, "seeds")
 
 
+@pytest.mark.usefixtures("unillustrated")
 def test_retrievers_that_are_compared_are_named(tmp_path: Path) -> None:
     store = synthetic.write_lake(tmp_path / "lake")
     add_lexical(store)
@@ -246,6 +306,47 @@ def test_comparisons_say_how_many_questions_are_missing(rich: Store, rich_page: 
     for (more,) in rows:
         assert f"{more} more<" in section
     assert ">0.0000<" not in section and "&lt; 0.0001" in section
+
+
+@pytest.mark.usefixtures("unillustrated")
+def test_published_values_stand_beside_ones_own(built: Store, tmp_path: Path, page: str) -> None:
+    assert "published" not in _section(page, "table1")
+    database = Path(shutil.copy(built.root / DATABASE, tmp_path))
+    with duckdb.connect(str(database)) as connection:
+        for table in ("scores", "conditions", "corpora", "corpus_questions", "retrieved"):
+            for ours, theirs in (("rivers", "anatomy"), ("events-2031-04", "events-2023-11")):
+                connection.execute(
+                    f"UPDATE {table} SET corpus = ? WHERE corpus = ?", [theirs, ours]
+                )
+        for table in ("scores", "conditions"):
+            connection.execute(f"UPDATE {table} SET model = 'mistral-7b'")
+    beside = render_report(database, synthetic.profile(), REFERENCES)
+    one, two = (_section(beside, f"table{number}") for number in (1, 2))
+    # Base, RAG, FT and FT + RAG of anatomy for this model, as printed, for 0 and 5 examples.
+    for value in ("0.556", "0.681", "0.570", "0.659", "0.600", "0.622", "0.674"):
+        assert f"published {value}<" in one
+    for value in ("0.481", "0.875", "0.504", "0.588", "0.810", "0.830"):
+        assert f"published {value}<" in two
+    assert one.count("published") == 8 and two.count("published") == 6, "no control was published"
+    assert "published" not in _section(render_report(database, synthetic.profile()), "table1")
+
+
+@pytest.mark.usefixtures("unillustrated")
+def test_what_changed_since_the_results_before(built: Store, tmp_path: Path, page: str) -> None:
+    assert not _section(page, "changes") and "#changes" not in page
+    database = Path(shutil.copy(built.root / DATABASE, tmp_path))
+    keep(database, version="a" * 8, run_id="first", at=datetime(2031, 5, 1, tzinfo=UTC), most=5)
+    with duckdb.connect(str(database)) as connection:
+        connection.execute(
+            "UPDATE answers SET correct = NOT correct, choice = 3 - choice "
+            "WHERE question_id = 'q-rivers-1'"
+        )
+    keep(database, version="b" * 8, run_id="other", at=datetime(2031, 5, 2, tzinfo=UTC), most=5)
+    text = html.render_report(database, synthetic.profile())
+    assert "#changes" in text and _Page(text).open == []
+    section = _section(text, "changes")
+    assert since_last(database) is not None
+    assert "2031-05-01" in section and "rivers" in section
 
 
 def test_optimism_is_a_number(rich: Store, rich_page: str) -> None:

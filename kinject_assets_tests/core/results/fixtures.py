@@ -1,4 +1,4 @@
-"""Fixtures: the synthetic lake and its database, built once a folder of tests."""
+"""Fixtures: the synthetic lake and its database, built once for all tests."""
 
 import shutil
 from pathlib import Path

@@ -16,7 +16,7 @@ from kinject_assets_tests.core.results import synthetic
 
 CONTRACT = {
     "articles": "article_id revision_id source title revised_at fetched_at url licence "
-    "text_sha256 n_chars",
+    "text_sha256 n_chars permalink",
     "chunks": "chunk_id article_id section n_tokens text",
     "corpus_chunks": "corpus chunk_id revision_id ordinal",
     "questions": "question_id origin stem options gold chunk_id generator triage",
@@ -51,6 +51,8 @@ CONTRACT = {
     "seconds state created_at",
     "models": "model source revision architecture parameters knowledge_cutoff",
     "lineage": "child_kind child_id parent_kind parent_id",
+    "artefacts": "artefact asset partition logical_version fingerprint code_version seal run_id "
+    "started_at finished_at libraries inputs config seeds counts",
 }
 """The public contract, written out once more: renaming a column must fail a test."""
 

@@ -1,0 +1,1 @@
+"""The commands of `kinject`, by theme. Imports of weight are inside functions: help is quick."""

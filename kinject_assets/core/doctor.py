@@ -1,0 +1,119 @@
+"""Whether this machine can run a profile, and what to mend. Nothing is sent anywhere."""
+
+import importlib.util
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from kinject_assets.config import Profile, home, local_or_hub
+from kinject_assets.core.results.rendering import dumped
+
+PACKAGES = (
+    "dagster_webserver",
+    "torch",
+    "transformers",
+    "peft",
+    "faiss",
+    "sentence_transformers",
+    "lm_eval",
+    "duckdb",
+)
+
+NEEDED_GIB = 2
+"""Free disk below which a study of any size is in danger; `kinject plan` says what one needs."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that was looked at.
+
+    Attributes:
+        ok: Whether it is well.
+        text: What it is, and where it is not well what to do.
+    """
+
+    ok: bool
+    text: str
+
+    def __str__(self) -> str:
+        return f"{'ok  ' if self.ok else 'MEND'} {self.text}"
+
+
+def as_json(findings: list[Finding]) -> str:
+    """Findings for programs."""
+    return dumped([asdict(finding) for finding in findings])
+
+
+def _packages() -> Iterator[Finding]:
+    for package in PACKAGES:
+        there = importlib.util.find_spec(package) is not None
+        yield Finding(there, f"package {package}" + ("" if there else ": pip install -e ."))
+
+
+def _disk(profile: Profile) -> Iterator[Finding]:
+    root = home(profile)
+    there = next(path for path in (root, *root.parents) if path.exists())
+    writable = os.access(there, os.W_OK)
+    yield Finding(
+        writable,
+        f"{root} " + ("is writable" if writable else "cannot be written; set KINJECT_HOME"),
+    )
+    free = shutil.disk_usage(there).free / 2**30
+    enough = free > NEEDED_GIB
+    yield Finding(enough, f"{free:.0f} GiB free there" + "; a study needs more" * (not enough))
+
+
+def _models(profile: Profile) -> Iterator[Finding]:
+    named = {f"model {name}": model.source for name, model in profile.models.items()}
+    named["encoder"] = profile.retrieval.encoder.model
+    for name, source in named.items():
+        found = local_or_hub(profile, source)
+        folder = Path(found).is_dir()
+        like_path = source.startswith(("lab:", ".", "/", "~"))
+        if folder:
+            where = "(a folder)"
+        elif like_path:
+            lab = source.startswith("lab:")
+            where = "is no folder: " + ("kinject lab pretrain" if lab else "correct it")
+        else:
+            where = "(from the hub when it is used)"
+        yield Finding(folder or not like_path, f"{name}: {found} {where}")
+
+
+def _sources(profile: Profile) -> Iterator[Finding]:
+    for name, corpus in profile.corpora.items():
+        if corpus.source.kind == "files":
+            folder = profile.folder / corpus.source.folder
+            there = folder.is_dir()
+            yield Finding(
+                there,
+                f"corpus {name}: {folder} "
+                + ("(a folder)" if there else f"is no folder: set corpora.{name}.source.folder"),
+            )
+
+
+def _writer(profile: Profile) -> Iterator[Finding]:
+    if all(corpus.exam.kind != "generated" for corpus in profile.corpora.values()):
+        return
+    what = "questions and paraphrases"
+    if profile.llm.base_url == "lab":
+        yield Finding(True, f"{what}: the lab's writer, no key needed")
+        return
+    base = profile.llm.base_url or os.environ.get("OPENAI_BASE_URL")
+    key = bool(os.environ.get("OPENAI_API_KEY"))
+    said = "set" if key else "not set: export OPENAI_API_KEY=..."
+    yield Finding(key or bool(base), f"{what}: {base or 'OpenAI'}, key {said}")
+
+
+def examine(profile: Profile) -> list[Finding]:
+    """Looks at packages, disk, models, documents and the service of a profile."""
+    return [
+        Finding(True, f"profile {profile.path}"),
+        *_packages(),
+        *_disk(profile),
+        *_models(profile),
+        *_sources(profile),
+        *_writer(profile),
+    ]
