@@ -86,11 +86,11 @@ ASSUMPTIONS: dict[str, Assumption] = {
     "answer_bytes": Assumption(65, "an answer in Parquet: measured on the lab"),
     "database_bytes": Assumption(12.7e6, "results.duckdb with hardly any rows: measured"),
     "database_answer_bytes": Assumption(
-        770, "an answer in results.duckdb, with its lineage: measured on the lab"
+        1050, "an answer in results.duckdb, with its lineage and digest: measured on the lab"
     ),
     "log_bytes": Assumption(180_000, "Dagster's record of making an artefact: measured on the lab"),
     "ledger_bytes": Assumption(500, "a request in the ledger, without its answer: measured"),
-    "report_bytes": Assumption(8_000, "the report, for each artefact: measured on the lab"),
+    "report_bytes": Assumption(17_000, "the report, for each artefact: measured on the lab"),
 }
 """Name -> assumption."""
 

@@ -84,8 +84,8 @@ class DiskReckoner:
             case "claims" | "lineage_audit":
                 return 0.0
             case asset if asset in FIGURES:
-                # Its pictures weigh about what the report does, which holds them, too.
-                return len(self.plan.cells) * self.assume("report_bytes")
+                # The report holds its pictures, too, and weighs about three times as much.
+                return len(self.plan.cells) * self.assume("report_bytes") / 3
             case "checkpoint":
                 return self._checkpoint(cell)
             case "damage":
