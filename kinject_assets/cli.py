@@ -242,7 +242,8 @@ def quick(
         click.echo(f"kinject: {error}", err=True)
         sys.exit(1)
     except KeyboardInterrupt:
-        click.echo("stopped; start the same command again to go on: nothing is lost", err=True)
+        said = "what was received is kept; requests in flight may be paid and lost"
+        click.echo(f"stopped; start the same command again to go on: {said}", err=True)
         sys.exit(130)
 
 

@@ -95,9 +95,12 @@ def _sources(profile: Profile) -> Iterator[Finding]:
 
 
 def _writer(profile: Profile) -> Iterator[Finding]:
-    if all(corpus.exam.kind != "generated" for corpus in profile.corpora.values()):
+    writes = any(corpus.exam.kind == "generated" for corpus in profile.corpora.values())
+    # Whatever is trained, its learning rate is chosen on validation paraphrases.
+    trains = any({"ft", "ft_rag"} & set(cells.methods) and cells.recipes for cells in profile.grid)
+    if not writes and not trains:
         return
-    what = "questions and paraphrases"
+    what = "questions and paraphrases" if writes else "paraphrases"
     if profile.llm.base_url == "lab":
         yield Finding(True, f"{what}: the lab's writer, no key needed")
         return

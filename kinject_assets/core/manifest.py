@@ -119,20 +119,50 @@ class Manifest:
         """The manifest as it is written."""
         return json.dumps(dataclasses.asdict(self), indent=2, sort_keys=True) + "\n"
 
+    def _require_kinds(self) -> None:
+        """Refuses fields of another kind than is written, which readers would stumble over."""
+        for name, kind in _KINDS.items():
+            if not isinstance(getattr(self, name), kind):
+                raise TypeError(f"`{name}` is no {_JSON[kind]}")
+        for name, kind in (("files", dict), ("inputs", str)):
+            for key, value in getattr(self, name).items():
+                if not isinstance(value, kind):
+                    raise TypeError(f"`{name}`: what `{key}` has is no {_JSON[kind]}")
+        if not all(isinstance(check, dict) for check in self.checks):
+            raise TypeError("`checks` holds something that is no object")
+
     @classmethod
     def read(cls, path: Path) -> "Manifest":
         """Reads a manifest.
 
         Raises:
-            BrokenArtefact: If the file is no manifest of this version.
+            BrokenArtefact: If the file cannot be read or is no manifest of this version.
         """
         try:
-            return cls(**json.loads(path.read_text(encoding="utf-8")))
+            found = cls(**json.loads(path.read_text(encoding="utf-8")))
+            found._require_kinds()
+            return found
+        except OSError as error:
+            raise BrokenArtefact(
+                f"{path}: cannot be read ({error.strerror}). Mend the disk or the file's "
+                f"permissions, or delete the folder {path.parent} and run again."
+            ) from error
         except (ValueError, TypeError) as error:
             raise BrokenArtefact(
                 f"{path}: not a manifest ({error}). Delete the folder {path.parent} and run again: "
                 "only this artefact and what is built on it are made again."
             ) from error
+
+
+_JSON: dict[type, str] = {dict: "object", list: "list", str: "text"}
+
+_KINDS: dict[str, type] = {
+    **dict.fromkeys(("asset", "partition", "logical_version", "fingerprint"), str),
+    **dict.fromkeys(("code_version", "run_id", "started_at", "finished_at", "seal"), str),
+    **dict.fromkeys(("files", "inputs", "config", "libraries", "seeds", "counts"), dict),
+    "checks": list,
+}
+"""Field of a manifest -> the kind of value that it has."""
 
 
 def fingerprint(code_version: str, config: Mapping[str, Any], inputs: Mapping[str, str]) -> str:

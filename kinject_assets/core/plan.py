@@ -18,6 +18,7 @@ from kinject_assets.core.augmentation.registry import PLUGINS, prefix
 from kinject_assets.core.corpus.releases import with_releases
 from kinject_assets.core.corpus.sources import month_of
 from kinject_assets.core.errors import BrokenArtefact, KinjectError
+from kinject_assets.core.exams.novelty import facts_since
 from kinject_assets.core.exams.review import decisions_version, read_decisions
 from kinject_assets.core.manifest import Manifest, file_sha256, fingerprint
 from kinject_assets.core.retrieval.encoders import known_prefixes
@@ -49,7 +50,7 @@ CODE_VERSIONS: dict[str, str] = {
     "answers_ft_rag": "3",
     "damage": "3",
     "triage": "1",
-    "results": "5",
+    "results": "6",
     "claims": "2",
     "figure_paraphrases": "1",
     "figure_training_loss": "1",
@@ -423,7 +424,54 @@ class Plan:
                     "profile": profile.name,
                     "folds": profile.scoring.folds,
                     "retrievers": list(profile.retrieval.retrievers),
+                    **self._shown(cell.asset),
                 }
+
+    def _shown(self, asset: str) -> dict[str, Any]:
+        """What tables, figures and report say of the profile itself."""
+        profile = self.profile
+        scoring = profile.scoring.model_dump(
+            mode="json", include={"choice_format", "rotation", "chat_template"}
+        )
+        chosen = {"scoring": scoring, "query": profile.retrieval.query}
+        if asset == "results":
+            return {
+                **chosen,
+                "corpora": {
+                    name: {
+                        "title": corpus.title,
+                        "table": corpus.table,
+                        "exam": corpus.exam.kind,
+                        "facts_since": str(facts_since(corpus, now(profile)) or ""),
+                    }
+                    for name, corpus in profile.corpora.items()
+                },
+                "models": {
+                    name: model.model_dump(
+                        mode="json", include={"source", "revision", "knowledge_cutoff"}
+                    )
+                    for name, model in profile.models.items()
+                },
+                "prices": profile.llm.model_dump(mode="json")["prices"],
+            }
+        if asset != "report" and asset not in FIGURES:
+            return {}
+        found = {
+            **chosen,
+            "grid": [cells.model_dump(mode="json") for cells in profile.grid],
+            "recipes": {
+                name: {
+                    "augmentation": profile.recipe_augmentation(name),
+                    "training": profile.recipe_training(name).model_dump(
+                        mode="json", exclude={*SPEED_ALONE}
+                    ),
+                }
+                for name in profile.recipes
+            },
+        }
+        if asset == "report":
+            found["usd_per_hour"] = profile.hardware.usd_per_hour
+        return found
 
     @staticmethod
     def model_of(cell: Cell) -> str:

@@ -169,8 +169,15 @@ def _source(name: str, out: Path) -> str:
 
 def _quoted(text: str) -> str:
     """A text as YAML reads it back: `on` and `2024` are no names without quotation marks."""
-    # The one character that JSON leaves as it is and YAML refuses.
-    return json.dumps(text).replace("\x7f", "\\x7f")
+    return f'"{"".join(map(_escaped, text))}"'
+
+
+def _escaped(character: str) -> str:
+    # JSON writes what lies beyond the first plane as two halves, which YAML does not put together,
+    # and leaves the one as it is that YAML refuses.
+    if ord(character) > 0xFFFF:
+        return f"\\U{ord(character):08x}"
+    return json.dumps(character)[1:-1].replace("\x7f", "\\x7f")
 
 
 def _shown(path: Path, base: Path) -> str:

@@ -9,7 +9,7 @@ import json
 import shutil
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -94,6 +94,13 @@ def read_rows(path: Path, row_type: type[Row]) -> list[Row]:
             f"{path.parent.parent} and run again: only this artefact and what is built on it are "
             "made again."
         ) from error
+
+
+def _drafted(record: Path) -> tuple[Cell, Owner]:
+    """What the record of a draft says: the artefact, and the process that makes it."""
+    said = json.loads(record.read_text(encoding="utf-8"))
+    asset, *parts = said["cell"]
+    return Cell(asset, tuple(parts)), Owner(**said["owner"])
 
 
 def library_versions(*packages: str) -> dict[str, str]:
@@ -273,14 +280,26 @@ class Store:
         shutil.rmtree(folder, ignore_errors=True)
         return True
 
+    def drafts(self, here: bool = False) -> dict[str, Cell]:
+        """Versions that living processes are making, with their artefacts.
+
+        Args:
+            here: Only those of this machine, of which it is known; others count as living.
+        """
+        found: dict[str, Cell] = {}
+        for record in sorted(self._drafts.glob("*.json")):
+            with suppress(OSError, ValueError, KeyError, TypeError):
+                cell, owner = _drafted(record)
+                if owner.alive and (not here or owner.host == this_process().host):
+                    found[record.stem] = cell
+        return found
+
     def sweep_dead(self) -> list[str]:
         """Removes drafts whose process is gone; returns the cells that had one."""
         swept: list[str] = []
         for record in sorted(self._drafts.glob("*.json")):
             try:
-                said = json.loads(record.read_text(encoding="utf-8"))
-                asset, *parts = said["cell"]
-                owner = Owner(**said["owner"])
+                cell, owner = _drafted(record)
             except OSError:
                 continue  # its process has just ended it
             except (ValueError, KeyError, TypeError):
@@ -288,7 +307,6 @@ class Store:
                 continue
             if owner.alive:
                 continue
-            cell = Cell(asset, tuple(parts))
             if self._drop(cell, record.stem):
                 swept.append(str(cell))
             for partial in self.folder(cell).glob(f".{MANIFEST}.*"):

@@ -1,6 +1,7 @@
 """Whether every artefact is what was made, and made from what is there now."""
 
 from collections import Counter
+from functools import partial
 
 import dagster as dg
 
@@ -31,7 +32,7 @@ def lineage_audit(context: dg.AssetExecutionContext, study: Study) -> dg.Materia
     Nothing is mended.
     """
     with making(context, study) as step:
-        events = logged(context.instance, study.store, study.plan.cells)
+        events = partial(logged, context.instance, study.store)
         verdict = audit(study.store, study.profile, events, step.report)
         text = verdict.to_json()
         (step.draft / "audit.json").write_text(text, encoding="utf-8")

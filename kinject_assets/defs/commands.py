@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import dagster as dg
@@ -35,7 +36,7 @@ from kinject_assets.core.progress import Report
 from kinject_assets.core.store import Cell, Store
 from kinject_assets.defs.compute import LIBRARIES, compute_mode, load_libraries
 from kinject_assets.defs.drive import Outcome, drive
-from kinject_assets.defs.instance import logged, open_instance, recover
+from kinject_assets.defs.instance import dagster_home, logged, open_instance, recover
 from kinject_assets.defs.partitions import add_corpus_keys
 from kinject_assets.display import TerminalDisplay
 
@@ -511,12 +512,14 @@ def audit_lake(profile: Profile, as_json: bool, width: int | None = None) -> tup
     store = Store(home(profile))
     if not store.lake.exists():
         raise MissingArtefact(f"{store.lake} does not exist yet; run `kinject run` first")
-    instance = open_instance(profile)
+    dagster_home(profile)
+    # Not `open_instance`: that reads the releases, which may be what is damaged.
+    instance = dg.DagsterInstance.get()
     try:
-        events = logged(instance, store, Plan(profile, store).cells)
+        events = partial(logged, instance, store)
+        verdict = audit(store, profile, events, _said_at_times(Console(stderr=True)))
     finally:
         instance.dispose()
-    verdict = audit(store, profile, events, _said_at_times(Console(stderr=True)))
     return (verdict.to_json() if as_json else verdict.text(width)), verdict.ok
 
 

@@ -1,5 +1,7 @@
 """Articles and chunks: what the models do not know, in passages."""
 
+from collections.abc import Collection
+
 import dagster as dg
 
 from kinject_assets.config import WikiEvents
@@ -138,6 +140,15 @@ def _before(step: Step) -> Before:
     )
 
 
+def _retired(step: Step, there: Collection[str]) -> list[Chunk]:
+    """Earlier chunks that are not there any more: retired questions were written from them.
+
+    However they were cut: they are a record, and nothing is made from them again.
+    """
+    rows = [row for name in ("chunks", "retired") for row in step.rows_before(name, Chunk)]
+    return [row for row in rows if row.chunk_id not in there]
+
+
 @dg.asset(
     deps=[articles],
     partitions_def=CORPUS,
@@ -162,12 +173,9 @@ def chunks(context: dg.AssetExecutionContext, study: Study) -> dg.MaterializeRes
             token_counter(study.located(settings.tokenizer)),
         )
         step.write("chunks", rows, Chunk)
-        decided_by = type(settings).model_fields
-        before = step.previous_rows("chunks", Chunk, *decided_by)
-        there, known = {row.chunk_id for row in rows}, {row.chunk_id for row in before}
-        # Retired questions still say what they were written from.
-        retired = [*before, *step.previous_rows("retired", Chunk, *decided_by)]
-        step.write("retired", [row for row in retired if row.chunk_id not in there], Chunk)
+        there = {row.chunk_id for row in rows}
+        known = {row.chunk_id for row in step.rows_before("chunks", Chunk)}
+        step.write("retired", _retired(step, there), Chunk)
         return step.finish(
             logical_version(rows),
             rows=rows,

@@ -188,6 +188,22 @@ class Step:
             or any(manifest.config.get(part) != self.config.get(part) for part in decided_by)
         ):
             return []
+        return self.rows_before(name, row_type, of=cell)
+
+    def rows_before(self, name: str, row_type: type[Row], of: Cell | None = None) -> list[Row]:
+        """Rows of the version that this one will replace, whatever it was made with.
+
+        Args:
+            name: The file.
+            row_type: Its rows.
+            of: Another cell.
+
+        Returns:
+            None where there is no such version, or where it cannot be read.
+        """
+        cell = of or self.cell
+        if self.previous_manifest(cell) is None:
+            return []
         try:
             return self.study.store.rows(cell, name, row_type)
         except KinjectError as error:

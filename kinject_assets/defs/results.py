@@ -9,13 +9,12 @@ import dagster as dg
 
 from kinject_assets.config import REFERENCES
 from kinject_assets.core.augmentation.overlap import overlaps
-from kinject_assets.core.errors import KinjectError
 from kinject_assets.core.manifest import content_hash
 from kinject_assets.core.plan import CODE_VERSIONS
 from kinject_assets.core.report.html import table_points, write_report
 from kinject_assets.core.report.plots import table_bars
 from kinject_assets.core.results.diff import last_change
-from kinject_assets.core.results.digests import ROWS
+from kinject_assets.core.results.digests import ROWS, content_version
 from kinject_assets.core.results.history import keep, version_of
 from kinject_assets.core.results.loader import build_database
 from kinject_assets.core.results.tables import fetch, format_tables, query
@@ -64,7 +63,8 @@ def results(context: dg.AssetExecutionContext, study: Study) -> dg.MaterializeRe
         )
         (step.draft / "summary.json").write_text(json.dumps(counts, indent=2) + "\n")
         database = study.database
-        version = content_hash(step.inputs, counts)
+        # Settings change numbers without changing inputs; what is built on these shall follow.
+        version = content_hash(step.inputs, counts, content_version(step.draft / ROWS))
         return step.finish(
             version,
             counts={f"rows_{table}": n for table, n in counts.items()},
@@ -100,8 +100,8 @@ def _remember(step: Step, version: str) -> dict[str, Any]:
     try:
         if changes := last_change(study.database):
             shown["changes_since_the_last_results"] = dg.MetadataValue.md(changes)
-    except KinjectError as error:
-        step.context.log.warning("results: not compared with those before: %s", error)
+    except Exception as error:  # whatever it is: the new results are there already
+        step.context.log.warning("results: not compared with those before: %r", error)
     try:
         keep(
             study.database,
@@ -110,8 +110,8 @@ def _remember(step: Step, version: str) -> dict[str, Any]:
             at=datetime.now(UTC),
             most=study.profile.results.history,
         )
-    except OSError as error:
-        step.context.log.warning("results: no copy was kept for `kinject diff`: %s", error)
+    except Exception as error:
+        step.context.log.warning("results: no copy was kept for `kinject diff`: %r", error)
     return shown
 
 

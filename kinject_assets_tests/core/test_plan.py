@@ -10,6 +10,8 @@ from kinject_assets.core.plan import NotAsked, Plan
 from kinject_assets.core.store import Cell, Store
 from kinject_assets_tests.core.made import make
 
+TEXTS = {"kind": "files", "folder": "texts"}
+
 
 def plan(root: Path, **changes: object) -> Plan:
     profile = Profile(
@@ -309,3 +311,38 @@ def test_what_decides_an_index(
 ) -> None:
     made = plan(tmp_path, retrieval=retrieval).config(Cell("faiss_index", ("docs",)))
     assert made == expected
+
+
+CHANGES: dict[str, dict[str, Any]] = {
+    "cutoff": {"models": {"small": {"source": "a", "knowledge_cutoff": "2030-01-01"}}},
+    "table": {"corpora": {"docs": {"source": TEXTS, "table": 1}}},
+    "title": {"corpora": {"docs": {"source": TEXTS, "title": "Handbook"}}},
+    "facts": {"corpora": {"docs": {"source": TEXTS, "new_facts_since": "2030-01-01"}}},
+    "prices": {"llm": {"prices": {"writer": [1.0, 2.0]}}},
+    "format": {"scoring": {"choice_format": "text"}},
+    "rotation": {"scoring": {"rotation": True}},
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_what_the_results_say_of_the_profile_makes_them_stale(
+    tmp_path: Path, change: dict[str, Any]
+) -> None:
+    few = {
+        "corpora": {"docs": {"source": TEXTS}},
+        "models": {"small": {"source": "a"}},
+        "grid": [{"corpora": ["docs"], "models": ["small"], "methods": ["base"]}],
+    }
+    grid, changed = plan(tmp_path, **few), plan(tmp_path, **few | change)
+    (tmp_path / "results.duckdb").touch()
+    make(grid, Cell("results"))
+    assert grid.state(Cell("results")) == "complete"
+    assert changed.state(Cell("results")) == "stale"
+
+
+def test_the_price_of_hardware_is_the_reports_alone(tmp_path: Path) -> None:
+    grid = plan(tmp_path)
+    dear = plan(tmp_path, hardware={"usd_per_hour": 9.0}, training={"micro_batch": 3})
+    assert dear.config(Cell("report")) != grid.config(Cell("report"))
+    assert dear.config(Cell("report"))["recipes"] == grid.config(Cell("report"))["recipes"]
+    assert dear.config(Cell("results")) == grid.config(Cell("results"))

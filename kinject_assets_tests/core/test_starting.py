@@ -71,7 +71,9 @@ def test_a_folder_without_text_is_named(tmp_path: Path) -> None:
     assert not (tmp_path / "p.yaml").exists()
 
 
-@pytest.mark.parametrize("name", ["2024", "on", "null", "small", "0x1f", "a\x7fb", "handbook"])
+@pytest.mark.parametrize(
+    "name", ["2024", "on", "null", "small", "0x1f", "a\x7fb", "handbook", "📚 docs"]
+)
 def test_folders_and_models_of_any_name(tmp_path: Path, name: str) -> None:
     (tmp_path / name).mkdir()
     (tmp_path / name / "a.txt").write_text("The harbour was rebuilt in 1902.")

@@ -1,7 +1,9 @@
 """The lake: artefacts appear whole or not at all, and broken ones are named."""
 
 import dataclasses
+import json
 import random
+import re
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -12,7 +14,7 @@ import pytest
 from kinject_assets.core.errors import BrokenArtefact, MissingArtefact
 from kinject_assets.core.manifest import Manifest, content_hash
 from kinject_assets.core.schema import Exclusion, Paraphrase, Trial, arrow_schema, logical_version
-from kinject_assets.core.store import Cell, Store, keep_rows, read_rows, write_rows
+from kinject_assets.core.store import MANIFEST, Cell, Store, keep_rows, read_rows, write_rows
 
 CELL = Cell("articles", ("rivers",))
 
@@ -213,3 +215,52 @@ def test_a_manifest_is_sealed_and_an_edit_of_any_field_breaks_the_seal(tmp_path:
             other = [*value, {"name": "another"}]
         assert not dataclasses.replace(manifest, **{field.name: other}).intact, field.name
     assert dataclasses.replace(manifest, seal="").intact, "those of old have none"
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("files", [], "`files` is no object"),
+        ("files", {"v/rows.parquet": "sha256"}, "`files`: what `v/rows.parquet` has is no object"),
+        ("inputs", None, "`inputs` is no object"),
+        ("config", "x", "`config` is no object"),
+        ("counts", [1], "`counts` is no object"),
+        ("checks", {}, "`checks` is no list"),
+        ("finished_at", 7, "`finished_at` is no text"),
+    ],
+)
+def test_a_manifest_with_fields_of_another_kind_is_broken(
+    tmp_path: Path, field: str, value: object, said: str
+) -> None:
+    plain = dict.fromkeys(("asset", "partition", "logical_version", "fingerprint"), "x")
+    fields = {**plain, "code_version": "1", "files": {}, "inputs": {}, "config": {}}
+    path = tmp_path / MANIFEST
+    path.write_text(json.dumps(fields))
+    assert Manifest.read(path).asset == "x"
+    path.write_text(json.dumps({**fields, field: value}))
+    with pytest.raises(BrokenArtefact, match=re.escape(said)):
+        Manifest.read(path)
+
+
+def test_a_manifest_that_cannot_be_read_is_broken(tmp_path: Path) -> None:
+    (tmp_path / MANIFEST).mkdir()
+    with pytest.raises(BrokenArtefact, match="cannot be read"):
+        Manifest.read(tmp_path / MANIFEST)
+
+
+def test_drafts_are_those_of_living_processes(tmp_path: Path) -> None:
+    store, cell = Store(tmp_path), Cell("chunks", ("rivers",))
+    with store.draft(cell) as draft:
+        assert store.drafts() == {draft.name: cell}
+        (record,) = store.lake.glob(".work/.drafts/*.json")
+        said = json.loads(record.read_text())
+        said["owner"]["born"] -= 86_400
+        record.write_text(json.dumps(said))
+        assert store.drafts() == {}
+        said["owner"]["host"] += "-other"
+        record.write_text(json.dumps(said))
+        assert store.drafts() == {draft.name: cell}, "it cannot be told"
+        assert store.drafts(here=True) == {}
+        record.write_text("torn")
+        assert store.drafts() == {}
+    assert store.drafts() == {}

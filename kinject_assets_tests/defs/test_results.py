@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from kinject_assets.core.results.history import FOLDER, history
+from kinject_assets.defs import results
 from kinject_assets.defs.results import _remember
 from kinject_assets_tests.core.results.worlds import ARTICLES, BRILL, World
 
@@ -41,4 +42,18 @@ def test_nothing_of_it_stops_new_results(tmp_path: Path, caplog: pytest.LogCaptu
     (tmp_path / FOLDER).rmdir()
     (tmp_path / FOLDER).write_text("a file, not a folder")
     assert _remember(step(world, database), "v3") == {}
+    assert "no copy was kept" in caplog.text
+
+
+def test_not_even_what_nobody_thought_of_stops_new_results(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object, **__: object) -> str:
+        raise KeyError("q-Brill")
+
+    world = World()
+    monkeypatch.setattr(results, "last_change", fails)
+    monkeypatch.setattr(results, "keep", fails)
+    assert _remember(step(world, world.write(tmp_path)), "v1") == {}
+    assert "not compared with those before: KeyError('q-Brill')" in caplog.text
     assert "no copy was kept" in caplog.text

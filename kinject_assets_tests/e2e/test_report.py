@@ -472,6 +472,30 @@ def test_the_page_reckons_as_the_study_does(tmp_path: Path, page: Page) -> None:
     assert [found["low"], found["high"]] == pytest.approx(list(paired_difference(*tally)))
 
 
+def test_only_pairs_that_are_there_can_be_chosen(tmp_path: Path, page: Page) -> None:
+    """Of one corpus no trained model is in the tables: FT is not offered, nor kept."""
+    store = synthetic.write_rich_lake(tmp_path / "lake")
+    build_database(store, synthetic.profile())
+    database = store.root / DATABASE
+    with duckdb.connect(str(database)) as connection:
+        connection.execute(
+            "UPDATE scores SET main = false WHERE corpus = 'rivers' AND method IN ('ft', 'ft_rag')"
+        )
+    opened(page, _without_figures(database, tmp_path / "report.html"))
+    preset, corpus = page.locator("select[name=preset]"), page.locator("select[name=corpus]")
+    offered = "(box) => [...box.options].filter((o) => !o.disabled && !o.hidden).length"
+    assert preset.evaluate(offered) == 10
+    preset.select_option(label="RAG right, FT wrong")
+    corpus.select_option(label="rivers")
+    assert preset.evaluate(offered) == 3, "none, and RAG and base either way"
+    assert [preset.input_value(), page.locator("select[name=a_is]").input_value()] == ["", "any"]
+    preset.select_option(label="RAG right, base wrong")
+    assert page.locator("select[name=b]").input_value().startswith("base")
+    corpus.select_option(label="all")
+    assert preset.evaluate(offered) == 10
+    assert preset.input_value() == "2", "what is still there stays chosen"
+
+
 def _ran(profile: Path, home: Path, *words: str) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(
         command(*words, "--profile", str(profile)),

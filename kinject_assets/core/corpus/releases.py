@@ -66,16 +66,27 @@ def read_releases(lake: Path) -> list[Release]:
     Raises:
         BrokenArtefact: If the record of one cannot be read.
     """
-    found: list[Release] = []
-    for path in sorted((lake / FOLDER).glob(f"*/{RECORD}")):
-        try:
-            found.append(Release(**json.loads(path.read_text(encoding="utf-8"))))
-        except (OSError, ValueError, TypeError) as error:
-            raise BrokenArtefact(
-                f"{path}: not the record of a release ({error}). Restore it from a backup, or "
-                f"delete the folder {path.parent}: the release is then no corpus any more."
-            ) from error
-    return sorted(found)
+    return sorted(read_release(path) for path in records(lake))
+
+
+def records(lake: Path) -> list[Path]:
+    """The records of all releases of a lake, readable or not."""
+    return sorted((lake / FOLDER).glob(f"*/{RECORD}"))
+
+
+def read_release(path: Path) -> Release:
+    """Reads the record of a release.
+
+    Raises:
+        BrokenArtefact: If it cannot be read.
+    """
+    try:
+        return Release(**json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise BrokenArtefact(
+            f"{path}: not the record of a release ({error}). Restore it from a backup, or "
+            f"delete the folder {path.parent}: the release is then no corpus any more."
+        ) from error
 
 
 def frozen_list(lake: Path, key: str) -> Path:
@@ -90,15 +101,25 @@ def verify(lake: Path, corpus: str) -> None:
         BrokenArtefact: With the file.
     """
     for release in read_releases(lake):
-        path = frozen_list(lake, release.key)
-        if release.key == corpus and not (
-            path.is_file() and file_sha256(path) == release.frozen_sha256
-        ):
+        if release.key == corpus and not unchanged(lake, release):
             raise BrokenArtefact(
-                f"{path}: gone, or not the list of revisions that was frozen. Restore it from a "
-                f"backup, or delete the folders {path.parent} and lake/*/{corpus}: the release is "
-                "then no corpus any more."
+                f"{frozen_list(lake, corpus)}: gone, or not the list of revisions that was frozen. "
+                f"{mend_of(lake, corpus)}"
             )
+
+
+def unchanged(lake: Path, release: Release) -> bool:
+    """Whether the list of a release is the one that was frozen."""
+    path = frozen_list(lake, release.key)
+    return path.is_file() and file_sha256(path) == release.frozen_sha256
+
+
+def mend_of(lake: Path, key: str) -> str:
+    """What to do about a release whose list is gone or damaged."""
+    return (
+        f"Restore it from a backup, or delete the folders {lake / FOLDER / key} and lake/*/{key}: "
+        "the release is then no corpus any more."
+    )
 
 
 def freeze_closed(

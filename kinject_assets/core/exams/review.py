@@ -117,7 +117,7 @@ def read_decisions(lake: Path, corpus: str) -> list[Decision]:
         try:
             was = Question(**row.pop("was"))
             found.append(Decision(**row, was=was))
-        except (KeyError, TypeError) as error:
+        except (AttributeError, KeyError, TypeError) as error:
             raise BrokenArtefact(
                 f"{path}, decision {number}: not one of this version ({error}). {mend}"
             ) from error

@@ -4,11 +4,12 @@ import string
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 from urllib.parse import quote, urlsplit
 
 from kinject_assets.core.corpus.articles import permalink
-from kinject_assets.core.schema import Article
+from kinject_assets.core.schema import Article, Chunk
 
 _MARKS = {ord(mark): f"\\{mark}" for mark in string.punctuation if mark not in ",-;'\""}
 _MARKS |= {ord("<"): "&lt;", ord(">"): "&gt;", ord("&"): "&amp;"}
@@ -80,6 +81,23 @@ def licence_fields(licences: Iterable[str]) -> dict[str, str]:
 def permanent_url(article: Article) -> str:
     """Address of an article at its very revision; its plain address if it is no page of a wiki."""
     return permalink(article.source, article.url, article.revision_id)
+
+
+def as_read(articles: Iterable[Article], chunks: Iterable[Chunk]) -> list[Article]:
+    """Articles at the revisions that chunks were cut from; those without chunks as they are.
+
+    Where an article has been fetched again since, its date is not known of the earlier revision.
+    """
+    revisions: dict[str, set[str]] = {}
+    for chunk in chunks:
+        revisions.setdefault(chunk.article_id, set()).add(chunk.revision_id)
+    return [
+        article
+        if revision == article.revision_id
+        else replace(article, revision_id=revision, revised_at=None)
+        for article in articles
+        for revision in sorted(revisions.get(article.article_id, {article.revision_id}))
+    ]
 
 
 def attribution(articles: Sequence[Article]) -> str:

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 from kinject_assets import __version__
 from kinject_assets.config import Model, Profile, RecipeSpec
 from kinject_assets.core.export.cards import (
+    as_read,
     attribution,
     code,
     front_matter,
@@ -22,19 +23,21 @@ from kinject_assets.core.manifest import Manifest
 from kinject_assets.core.plan import Plan
 from kinject_assets.core.results.loader import DATABASE
 from kinject_assets.core.results.tables import Result, fetch
-from kinject_assets.core.schema import Article, Checkpoint
+from kinject_assets.core.schema import Article, Checkpoint, Chunk
 from kinject_assets.core.store import Cell, Store
 
 SCORES = """
-    SELECT s.corpus, s.method, s.shots, s.k, s.n, s.accuracy, s.ci_low, s.ci_high,
+    SELECT s.corpus, s.method, s.shots, s.k, s.retriever, s.query, s.choice_format, s.rotation,
+        s.chat_template, s.n, s.accuracy, s.ci_low, s.ci_high,
         b.accuracy AS base, b.ci_low AS base_low, b.ci_high AS base_high
     FROM scores s LEFT JOIN scores b ON b.corpus = s.corpus AND b.model = s.model
         AND b.shots = s.shots AND b.k_rule = s.k_rule AND b.stratum = s.stratum
-        AND b.main AND b.method = CASE s.method WHEN 'ft' THEN 'base' ELSE 'rag' END
-        AND b.retriever = s.retriever
+        AND b.method = CASE s.method WHEN 'ft' THEN 'base' ELSE 'rag' END
+        AND (b.retriever, b.query, b.choice_format, b.rotation, b.chat_template, b.engine, b.bos)
+            = (s.retriever, s.query, s.choice_format, s.rotation, s.chat_template, s.engine, s.bos)
     WHERE s.corpus = ? AND s.model = ? AND s.recipe = ? AND s.k_rule = 'cross_fitted'
         AND s.stratum = 'all'
-    ORDER BY s.method, s.shots, s.retriever
+    ORDER BY s.method, s.shots, s.retriever, s.query, s.choice_format, s.rotation, s.chat_template
 """
 
 DAMAGE = """
@@ -52,6 +55,7 @@ class _Trained:
     row: Checkpoint
     manifest: Manifest
     articles: list[Article]
+    chunks: list[Chunk]
     results: Path | None
 
     @property
@@ -67,6 +71,22 @@ class _Trained:
     def _rows(self, sql: str, *parameters: Any) -> list[dict[str, Any]]:
         found: Result | None = fetch(self.results, sql, parameters) if self.results else None
         return found.dicts() if found else []
+
+    @property
+    def read(self) -> list[Article]:
+        """The articles at the revisions that the corpus's chunks were cut from."""
+        return as_read(self.articles, self.chunks)
+
+    @property
+    def behind(self) -> str:
+        """Says that the corpus has moved on since training; empty where it has not."""
+        if not self._outdated:
+            return ""
+        return (
+            "**Texts of the corpus have changed since it was trained.** The articles and revisions "
+            "named here are those of the corpus now; it was trained on an older text, of which "
+            "some are others or in other revisions."
+        )
 
     @property
     def _outdated(self) -> bool:
@@ -118,11 +138,12 @@ class _Trained:
             "what it writes freely."
         )
         yield "## Data and licences"
+        if self.behind:
+            yield self.behind
         yield (
-            f"{sources(self.articles)}\n\n[ATTRIBUTION.md](ATTRIBUTION.md) names every article "
-            "with a link to the revision that was read, and its licence. The licence of the base "
-            "model applies, too; it is not stated here."
-            + (" Texts of the corpus have changed since it was trained." * self._outdated)
+            f"{sources(self.read)}\n\n[ATTRIBUTION.md](ATTRIBUTION.md) names every article "
+            "with a link to its revision, and its licence. The licence of the base model applies, "
+            "too; it is not stated here."
         )
         yield "## Ids"
         ids = [
@@ -195,14 +216,18 @@ class _Trained:
         rows = self._rows(SCORES, self.row.corpus, self.row.model, self.row.recipe)
         if not rows:
             return "Not scored yet, or the results were not built."
-        names = {"ft": "alone", "ft_rag": "with retrieval"}
+        several = {
+            name
+            for name in ("retriever", "query", "choice_format", "rotation", "chat_template")
+            if len({row[name] for row in rows if name not in _OF_RETRIEVAL or row["k"]}) > 1
+        }
         return (
             table(
                 ("exam", "how", "shots", "questions", "this model", "base model likewise"),
                 [
                     (
                         r["corpus"],
-                        names[r["method"]],
+                        _how(r, several),
                         str(r["shots"]),
                         str(r["n"]),
                         _interval(r["accuracy"], r["ci_low"], r["ci_high"]),
@@ -231,6 +256,22 @@ class _Trained:
                 for r in rows
             ],
         )
+
+
+_OF_RETRIEVAL = {"retriever", "query"}
+
+
+def _how(row: Mapping[str, Any], several: Container[str]) -> str:
+    """How an exam was answered; of settings those alone that other rows have otherwise."""
+    parts = ["with retrieval" if row["method"] == "ft_rag" else "alone"]
+    if row["method"] == "ft_rag":
+        words = {"retriever": f"by {row['retriever']}", "query": f"query: {row['query']}"}
+        parts += [said for name, said in words.items() if name in several]
+    if "choice_format" in several:
+        parts.append(f"{row['choice_format']} choices")
+    flags = {"rotation": "options rotated", "chat_template": "chat template"}
+    parts += [said for name, said in flags.items() if name in several and row[name]]
+    return ", ".join(parts)
 
 
 def _interval(value: float | None, low: float, high: float) -> str:
@@ -265,6 +306,7 @@ def _trained(plan: Plan, corpus: str, model: str, recipe: str) -> _Trained:
         row,
         manifest,
         store.rows(Cell("articles", (corpus,)), "articles", Article),
+        store.rows(Cell("chunks", (corpus,)), "chunks", Chunk),
         database if database.exists() else None,
     )
 
@@ -306,5 +348,6 @@ def export_checkpoint(
         (folder / "README.md").write_text(found.card() + "\n", encoding="utf-8")
         title = f"# Texts that {plain(model)} was trained on"
         (folder / "ATTRIBUTION.md").write_text(
-            f"{title}\n\n{attribution(found.articles)}\n", encoding="utf-8"
+            "\n\n".join(filter(None, (title, found.behind, attribution(found.read)))) + "\n",
+            encoding="utf-8",
         )

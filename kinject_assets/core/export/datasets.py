@@ -9,10 +9,12 @@ from typing import Any
 
 from kinject_assets import __version__
 from kinject_assets.config import Profile
+from kinject_assets.core.corpus.articles import permalink
 from kinject_assets.core.corpus.releases import with_releases
 from kinject_assets.core.errors import MissingArtefact
 from kinject_assets.core.exams.review import Reviewable
 from kinject_assets.core.export.cards import (
+    as_read,
     attribution,
     code,
     escaped,
@@ -100,9 +102,31 @@ class _Corpus:
             "article_id": article.article_id if article else None,
             "revision_id": chunk.revision_id if chunk else None,
             "title": article.title if article else None,
-            "url": permanent_url(article) if article else None,
+            "url": permalink(article.source, article.url, chunk.revision_id)
+            if article and chunk
+            else None,
             "licence": article.licence if article else None,
         }
+
+    @cached_property
+    def as_read(self) -> list[Article]:
+        """The articles at the revisions that the chunks were cut from."""
+        return as_read(self.articles, self.chunks)
+
+    @cached_property
+    def behind(self) -> str:
+        """Says that the corpus has moved on from these texts; empty where it has not."""
+        known = {article.article_id: article.revision_id for article in self.articles}
+        newer = sum(known[article.article_id] != article.revision_id for article in self.as_read)
+        gone = len({chunk.article_id for chunk in self.chunks} - known.keys())
+        if not newer and not gone:
+            return ""
+        said = [f"{newer} of its articles have other revisions now"] if newer else []
+        said += [f"{gone} are not in it any more, and not named here"] if gone else []
+        return (
+            f"These texts are older than the corpus is now: {'; '.join(said)}. Links lead to the "
+            "revisions that were read."
+        )
 
     @cached_property
     def _article_of(self) -> dict[str, Article]:
@@ -169,7 +193,7 @@ class _Corpus:
                         "url": permanent_url(article),
                         "licence": article.licence,
                     }
-                    for article in self.articles
+                    for article in self.as_read
                 ],
             ),
         }
@@ -228,8 +252,10 @@ class _Corpus:
         yield "## Known limits"
         yield self._limits()
         yield "## Sources and licences"
+        if self.behind:
+            yield self.behind
         yield (
-            f"{sources(self.articles)}\n\n[ATTRIBUTION.md](ATTRIBUTION.md) names every article "
+            f"{sources(self.as_read)}\n\n[ATTRIBUTION.md](ATTRIBUTION.md) names every article "
             "with a link to the revision that was read, and its licence. Questions and paraphrases "
             "are made from these texts, and their licence applies to what is derived from them."
             + (
@@ -359,7 +385,8 @@ def export_dataset(profile: Profile, store: Store, corpus: str, out: Path) -> di
         for name, part in parts.items():
             _write(folder, name, part)
         (folder / "README.md").write_text(found.card(parts) + "\n", encoding="utf-8")
+        lines = [f"# Sources of `{corpus}`", found.behind, attribution(found.as_read)]
         (folder / "ATTRIBUTION.md").write_text(
-            f"# Sources of `{corpus}`\n\n{attribution(found.articles)}\n", encoding="utf-8"
+            "\n\n".join(filter(None, lines)) + "\n", encoding="utf-8"
         )
     return {name: sum(map(len, part.splits.values())) for name, part in parts.items()}

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from kinject_assets.core.errors import KinjectError, MissingArtefact
 from kinject_assets.core.lineage.tree import Node, shorten
+from kinject_assets.core.results.ancestry import CHANGED
 from kinject_assets.core.results.tables import opened
 
 if TYPE_CHECKING:
@@ -65,6 +66,9 @@ _REVISIONS = """
     WHERE corpus = ? AND chunk_id = ?
 """
 
+_TEXTS = ("chunks", "paraphrases", "validation_paraphrases")
+"""Assets that a checkpoint reads texts of."""
+
 _TRAINED_ON = """
     SELECT count(*) FILTER (parent_kind = 'chunk'), count(*) FILTER (p.purpose = 'train'),
         count(*) FILTER (p.purpose = 'validation')
@@ -72,6 +76,18 @@ _TRAINED_ON = """
         ON parent_kind = 'paraphrase' AND p.paraphrase_id = parent_id
     WHERE child_kind = 'checkpoint' AND child_id = ?
 """
+
+
+_CHANGED_OF_ROW = f"""
+    SELECT DISTINCT input FROM lineage JOIN ({CHANGED}) changed ON changed.artefact = parent_id
+    WHERE child_kind = ? AND child_id = ? AND parent_kind = 'artefact' ORDER BY input
+"""
+"""Inputs that have changed since the artefact that holds a row read them."""
+
+_CHANGED_OF_ARTEFACT = f"SELECT input FROM ({CHANGED}) WHERE artefact = ?"
+
+SINCE = "has changed since it was read"
+"""What is said of an input whose version is another one now."""
 
 
 def trace(database: Path, answer_id: str, shown: int = SHOWN) -> Node:
@@ -187,7 +203,7 @@ class Tracer:
         if order:
             found.sort(key=lambda p: (_ORDER.index(p[0]), order.get(p, 0)))
         kept, left_out = shorten(found, self._shown if kind == "checkpoint" else None)
-        parts = _parts(row) if kind == "artefact" else {}
+        parts = self._notes(row) if kind == "artefact" else {}
         parents = tuple(
             self.node(*parent, note=(notes or {}).get(parent, parts.get(parent[1], "")))
             for parent in kept
@@ -218,16 +234,37 @@ class Tracer:
         here = [parent for parent in found if (parent[1],) in mine]
         return here or found
 
+    def _notes(self, row: Row) -> dict[str, str]:
+        """What is to be said of the inputs of an artefact."""
+        notes = _parts(row)
+        for (key,) in self._connection.execute(_CHANGED_OF_ARTEFACT, [row["artefact"]]).fetchall():
+            name = key.partition("#")[0]
+            notes[name] = "; ".join(filter(None, (notes.get(name), SINCE)))
+        return notes
+
+    def _unshown(self, kind: str, row_id: str, what: str, *assets: str) -> list[str]:
+        """Says that what a row read has changed since, so that it is not linked."""
+        found = self._connection.execute(_CHANGED_OF_ROW, [kind, row_id]).fetchall()
+        names = [key for (key,) in found if key.split("/", 1)[0] in assets]
+        return [f"{name} {SINCE}: {what} are not shown" for name in names]
+
     def _told(self, kind: str, row: Row) -> tuple[str, list[str]]:
         """Label and details of a thing."""
         match kind:
             case "answer":
-                return _of_answer(row)
+                label, details = _of_answer(row)
+                if row["k"]:
+                    what = "the passages that stood in the prompt"
+                    details += self._unshown(kind, row["answer_id"], what, "retrieved")
+                return label, details
             case "question":
                 return row["stem"], []
             case "checkpoint":
-                counts = self._connection.execute(_TRAINED_ON, [row["checkpoint_id"]]).fetchall()
-                return _of_checkpoint(row, *counts[0])
+                checkpoint = row["checkpoint_id"]
+                counts = self._connection.execute(_TRAINED_ON, [checkpoint]).fetchall()
+                label, details = _of_checkpoint(row, *counts[0])
+                what = "its texts as they were then"
+                return label, details + self._unshown(kind, checkpoint, what, *_TEXTS)
             case "chunk":
                 return _joined(row["title"], row["section"]), []
             case "paraphrase":
@@ -248,8 +285,8 @@ def _rank(row: Row) -> str:
     return f"rank {row['rank']}, score {row['score']:.4g}{own}"
 
 
-def _joined(*parts: Any) -> str:
-    return ", ".join(str(part) for part in parts if part not in ("", None))
+def _joined(*parts: Any, by: str = ", ") -> str:
+    return by.join(str(part) for part in parts if part not in ("", None))
 
 
 def _moment(moment: datetime | None) -> str:
@@ -298,6 +335,17 @@ def condition_label(row: Row) -> str:
 def _of_checkpoint(row: Row, chunks: int, texts: int, validation: int) -> tuple[str, list[str]]:
     label = _joined(row["corpus"], row["model"], row["recipe"])
     loss = row["validation_loss"]
+    read = _joined(
+        f"trained on {chunks:,} chunks"
+        + (f" and {texts:,} texts of {row['augmentation']}" if texts else "")
+        + (f", each seen {row['repeats']:,} times more" if row["repeats"] else "")
+        if chunks
+        else f"trained on {texts:,} texts of {row['augmentation']}"
+        if texts
+        else "",
+        f"chosen on {validation:,} validation paraphrases" if validation else "",
+        by="; ",
+    )
     details = [
         _joined(
             f"{row['method']} training",
@@ -308,10 +356,7 @@ def _of_checkpoint(row: Row, chunks: int, texts: int, validation: int) -> tuple[
             f"{row['packed_tokens']:,} tokens",
             f"validation loss {loss:.3f}" if loss is not None else "",
         ),
-        f"trained on {chunks:,} chunks"
-        + (f" and {texts:,} texts of {row['augmentation']}" if texts else "")
-        + (f", each seen {row['repeats']:,} times more" if row["repeats"] else "")
-        + (f"; chosen on {validation:,} validation paraphrases" if validation else ""),
+        *([read] if read else []),
     ]
     return label, details
 

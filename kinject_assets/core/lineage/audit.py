@@ -7,14 +7,23 @@ database that was built from the lake. Nothing is mended.
 import dataclasses
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 
 from kinject_assets.config import Profile
+from kinject_assets.core.corpus.releases import (
+    FROZEN,
+    RECORD,
+    frozen_list,
+    mend_of,
+    read_release,
+    records,
+    unchanged,
+)
 from kinject_assets.core.errors import BrokenArtefact, KinjectError
-from kinject_assets.core.lineage.database import check_database
+from kinject_assets.core.lineage.database import RESULTS, check_database
 from kinject_assets.core.lineage.findings import Audit, Finding
 from kinject_assets.core.manifest import Manifest, file_sha256
 from kinject_assets.core.plan import CODE_VERSIONS, OUTPUTS, Plan
@@ -50,9 +59,14 @@ class Logged:
 
     def before(self, manifest: Manifest) -> bool:
         """Whether the artefact was finished after this event: a crash came before the next one."""
-        return bool(manifest.finished_at) and (
-            datetime.fromisoformat(manifest.finished_at).timestamp() > self.at
-        )
+        try:
+            return datetime.fromisoformat(manifest.finished_at).timestamp() > self.at
+        except ValueError:
+            return False  # it says no time: it is of old, or was edited
+
+
+Events = Callable[[Iterable[Cell]], Mapping[str, Logged]]
+"""Gives the last events in Dagster's log by artefact: of all that are published, and of others."""
 
 
 @dataclass
@@ -65,11 +79,13 @@ class _Lake:
         unreadable: Cells whose manifest is none.
         edited: Cells whose manifest is not the one that was written -> fields that are known to
             differ.
+        seals: Of the manifests as they stood on disk, to tell those that were written since.
     """
 
     manifests: dict[Cell, Manifest] = field(default_factory=dict)
     unreadable: dict[Cell, str] = field(default_factory=dict)
     edited: dict[Cell, list[str]] = field(default_factory=dict)
+    seals: dict[Cell, str] = field(default_factory=dict)
 
     def version(self, key: str) -> str | None:
         """Version of an input as manifests spell it; `None` when it is not there."""
@@ -98,20 +114,25 @@ class _Lake:
 def audit(
     store: Store,
     profile: Profile | None = None,
-    events: Mapping[str, Logged] | None = None,
+    events: Events | None = None,
     report: Report = silent,
 ) -> Audit:
     """Verifies every published artefact of a lake, and the database.
+
+    A study may be running meanwhile: what was made or is being made since is not judged.
 
     Args:
         store: The lake.
         profile: The experiment; given, an artefact that its present settings or code would make
             otherwise is stale, too.
-        events: Artefact -> its last event in Dagster's log; given, they are compared with the
-            manifests.
+        events: Asks Dagster's log; given, its last events are compared with the manifests.
         report: Told how far it is.
     """
-    lake = _read(store, events or {})
+    plan = _plan(store, profile)
+    cells = plan.cells if plan else ()
+    lake = _read(store)
+    log = events(cells) if events else {}
+    _judge(store, lake, log)
     findings = list(_manifests(store, lake))
     for done, (cell, manifest) in enumerate(lake.manifests.items(), 1):
         report(f"hashes of {cell}", done, len(lake.manifests))
@@ -120,20 +141,32 @@ def audit(
             findings += _leftovers(store, cell, manifest)
     findings += _abandoned(store, lake)
     findings += _outputs(store, lake)
-    findings += _gone(lake, events or {})
-    findings += _stale(lake, Plan(profile, store) if profile else None)
-    if events is not None:
-        findings += _events(lake, events)
+    findings += _gone(lake, log)
+    damaged = list(_releases(store))
+    findings += [*damaged, *_stale(lake, plan, {_named(f.artefact) for f in damaged})]
+    unlogged = list(_events(lake, log)) if events else []
     database = check_database(store, lake.manifests, report)
-    weighed = _weighed(store, lake, findings)
+    if events and unlogged:
+        # A manifest is there a moment before its event.
+        still = {finding.artefact for finding in _events(lake, events(cells))}
+        unlogged = [finding for finding in unlogged if finding.artefact in still]
+    weighed = _weighed(store, lake, _standing(store, lake, [*findings, *unlogged]))
     return Audit(
         checked=len(lake.manifests) + len(lake.unreadable),
         files=sum(len(manifest.files) for manifest in lake.manifests.values()),
         rows=database.rows,
         answers=database.answers,
         whole=database.whole,
-        findings=tuple(sorted({*weighed, *database.findings})),
+        findings=tuple(sorted({*weighed, *_settled(store, lake, database.findings)})),
     )
+
+
+def _plan(store: Store, profile: Profile | None) -> Plan | None:
+    """What the profile asks for; `None` where a release cannot be read, which is a finding."""
+    try:
+        return Plan(profile, store) if profile else None
+    except BrokenArtefact:
+        return None
 
 
 def _named(name: str) -> Cell:
@@ -168,14 +201,20 @@ def _is_version(name: str) -> bool:
 # --- manifests ---
 
 
-def _read(store: Store, events: Mapping[str, Logged]) -> _Lake:
+def _read(store: Store) -> _Lake:
     lake = _Lake()
     for path in _manifest_paths(store):
         cell = _cell(store, path.parent)
         try:
             lake.manifests[cell] = Manifest.read(path)
+            lake.seals[cell] = lake.manifests[cell].seal
         except BrokenArtefact as error:
             lake.unreadable[cell] = str(error)
+    return lake
+
+
+def _judge(store: Store, lake: _Lake, events: Mapping[str, Logged]) -> None:
+    """Tells manifests that were edited, and puts their fields back."""
     suspects = {
         cell: manifest
         for cell, manifest in lake.manifests.items()
@@ -190,7 +229,6 @@ def _read(store: Store, events: Mapping[str, Logged]) -> _Lake:
             if getattr(written, name) != getattr(manifest, name)
         ]
         lake.manifests[cell] = written
-    return lake
 
 
 def _contradicted(manifest: Manifest, event: Logged | None) -> bool:
@@ -224,10 +262,7 @@ def _as_written(manifest: Manifest, row: Mapping[str, object], event: Logged | N
 
 def _manifests(store: Store, lake: _Lake) -> Iterator[Finding]:
     for cell, problem in lake.unreadable.items():
-        said, _, mend = problem.partition("). ")
-        yield Finding(
-            artefact=str(cell), kind="changed", file=MANIFEST, detail=f"{said})", mend=mend
-        )
+        yield _unreadable(str(cell), problem, MANIFEST)
     for cell, fields in lake.edited.items():
         what = f" ({', '.join(fields)})" if fields else ""
         yield Finding(
@@ -237,6 +272,12 @@ def _manifests(store: Store, lake: _Lake) -> Iterator[Finding]:
             detail=f"{MANIFEST} is not the one that was written: it was edited{what}",
             mend=f"restore it from a backup, or delete {store.folder(cell)} and {AGAIN}",
         )
+
+
+def _unreadable(artefact: str, problem: str, file: str = "") -> Finding:
+    """What the message of a `BrokenArtefact` says: what is wrong (why). What to do."""
+    said, _, mend = problem.partition("). ")
+    return Finding(artefact=artefact, kind="changed", file=file, detail=f"{said})", mend=mend)
 
 
 # --- files ---
@@ -258,10 +299,13 @@ def _files(store: Store, cell: Cell, manifest: Manifest) -> Iterator[Finding]:
                 mend=mend,
             )
             continue
-        elif file_sha256(path) != recorded.get("sha256"):
-            detail = f"bytes of {name} are not those written"
         else:
-            continue
+            try:
+                if file_sha256(path) == recorded.get("sha256"):
+                    continue
+                detail = f"bytes of {name} are not those written"
+            except OSError as error:
+                detail = f"{name} cannot be read: {error.strerror}"
         yield Finding(artefact=str(cell), kind="changed", file=name, detail=detail, mend=mend)
 
 
@@ -333,11 +377,43 @@ def _gone(lake: _Lake, events: Mapping[str, Logged]) -> Iterator[Finding]:
         )
 
 
+def _releases(store: Store) -> Iterator[Finding]:
+    """Frozen releases whose record or list is damaged: what their articles are read by."""
+    for path in records(store.lake):
+        artefact = f"articles/{path.parent.name}"
+        try:
+            release = read_release(path)
+            if unchanged(store.lake, release):
+                continue
+            there = frozen_list(store.lake, release.key).exists()
+            what = "not the list of revisions that was frozen" if there else "gone"
+        except BrokenArtefact as error:
+            yield _unreadable(artefact, str(error), RECORD)
+            continue
+        except OSError as error:
+            there, what = True, f"not to be read: {error.strerror}"
+        key = path.parent.name
+        yield Finding(
+            artefact=artefact,
+            kind="changed" if there else "missing",
+            file=FROZEN,
+            detail=f"the release's list {frozen_list(store.lake, key)} is {what}",
+            mend=mend_of(store.lake, key),
+        )
+
+
 # --- inputs and settings ---
 
 
-def _stale(lake: _Lake, plan: Plan | None) -> Iterator[Finding]:
-    """Artefacts whose inputs or settings are others now, and all that is built on them."""
+def _stale(lake: _Lake, plan: Plan | None, damaged: Collection[Cell]) -> Iterator[Finding]:
+    """Artefacts whose inputs or settings are others now, and all that is built on them.
+
+    Args:
+        lake: What the manifests say.
+        plan: What the profile asks for.
+        damaged: Articles of releases whose list is not the one that was frozen: they are what was
+            made from that one, and their own finding says so.
+    """
     reasons: dict[Cell, str] = {}
     for cell, manifest in lake.manifests.items():
         if cell == AUDIT:
@@ -346,8 +422,14 @@ def _stale(lake: _Lake, plan: Plan | None) -> Iterator[Finding]:
             parent = _named(key.partition("#")[0])
             if parent in lake.manifests and lake.version(key) != version:
                 reasons.setdefault(cell, f"{key} has changed since it was read")
-        if plan is not None and cell in plan.cells and (why := _settings(lake, plan, cell)):
-            reasons.setdefault(cell, why)
+        if plan is None or cell not in plan.cells:
+            continue
+        try:
+            but = ("frozen_sha256",) if cell in damaged else ()
+            if why := _settings(lake, plan, cell, *but):
+                reasons.setdefault(cell, why)
+        except BrokenArtefact as error:  # what reviewers decided on its questions
+            yield _unreadable(str(cell), str(error))
     made_from = _spread(lake, reasons)
     for cell, reason in {**reasons, **made_from}.items():
         yield Finding(
@@ -359,13 +441,13 @@ def _stale(lake: _Lake, plan: Plan | None) -> Iterator[Finding]:
         )
 
 
-def _settings(lake: _Lake, plan: Plan, cell: Cell) -> str:
+def _settings(lake: _Lake, plan: Plan, cell: Cell, *but: str) -> str:
     """Why the profile or the code would make an artefact otherwise now; empty when not."""
     manifest = lake.manifests[cell]
     code = CODE_VERSIONS[cell.asset]
     if manifest.code_version != code:
         return f"it was made by code version {manifest.code_version}; now it is {code}"
-    if not plan.same_config(cell, manifest):
+    if not plan.same_config(cell, manifest, *but):
         now = json.loads(json.dumps(plan.config(cell)))
         names = sorted(
             name for name in {*now, *manifest.config} if now.get(name) != manifest.config.get(name)
@@ -421,6 +503,42 @@ def _events(lake: _Lake, events: Mapping[str, Logged]) -> Iterator[Finding]:
                 else "it was made again after the last event that Dagster's log has of it",
                 mend=again,
             )
+
+
+# --- what was made meanwhile ---
+
+
+def _standing(store: Store, lake: _Lake, findings: Iterable[Finding]) -> Iterator[Finding]:
+    """Findings that a second look bears out: a study may be running."""
+    drafts = store.drafts()
+    for finding in findings:
+        cell = _named(finding.artefact)
+        manifest = lake.manifests.get(cell)
+        looked_at = {cell}
+        if finding.kind == "stale" and manifest:
+            looked_at |= {_named(key.partition("#")[0]) for key in manifest.inputs}
+        if any(_remade(store, lake, one) for one in looked_at):
+            continue
+        if finding.kind == "orphaned" and finding.file:
+            there = (store.folder(cell) / finding.file).exists()
+            if finding.file.split("/", 1)[0] in drafts or not there:
+                continue
+        yield finding
+
+
+def _settled(store: Store, lake: _Lake, findings: Iterable[Finding]) -> list[Finding]:
+    """Findings of the database, without those of its rows while it is made anew."""
+    making = RESULTS in store.drafts(here=True).values() or _remade(store, lake, RESULTS)
+    return [finding for finding in findings if not (making and finding.area == "rows")]
+
+
+def _remade(store: Store, lake: _Lake, cell: Cell) -> bool:
+    """Whether another manifest stands there than was read."""
+    try:
+        manifest = store.manifest(cell)
+    except BrokenArtefact:
+        return cell not in lake.unreadable
+    return (manifest.seal if manifest else "") != lake.seals.get(cell, "")
 
 
 # --- what rests on it ---

@@ -9,8 +9,9 @@ from kinject_assets.core.errors import BrokenArtefact
 from kinject_assets.core.lineage.findings import SHOWN, Finding, Kind
 from kinject_assets.core.manifest import Manifest
 from kinject_assets.core.progress import Report, silent
+from kinject_assets.core.results.ancestry import CHANGED
 from kinject_assets.core.results.catalogue import tables
-from kinject_assets.core.results.digests import ROWS, Difference, compare
+from kinject_assets.core.results.digests import ROWS, VIEWS, Difference, compare
 from kinject_assets.core.results.loader import ANSWERS, DATABASE
 from kinject_assets.core.results.tables import opened
 from kinject_assets.core.schema import Answer
@@ -54,6 +55,28 @@ _DANGLING = f"""
     WHERE NOT EXISTS (FROM ({_IDS}) n WHERE n.kind = parent_kind AND n.id = parent_id)
 """
 
+
+def _unless_changed(kind: str, row_id: str, asset: str) -> str:
+    """Condition: the artefact of a row has read this asset as it is now, so that links are due."""
+    return f"""NOT EXISTS (
+            FROM lineage own JOIN ({CHANGED}) other ON other.artefact = own.parent_id
+            WHERE own.child_kind = '{kind}' AND own.child_id = {row_id}
+                AND own.parent_kind = 'artefact' AND starts_with(other.input, '{asset}/'))"""
+
+
+_UNLINKED = f"""
+    SELECT DISTINCT l.parent_id AS artefact, c.input, l.child_kind AS kind, l.child_id AS id
+    FROM lineage l JOIN ({CHANGED}) c ON c.artefact = l.parent_id
+    LEFT JOIN answers a ON l.child_kind = 'answer' AND a.answer_id = l.child_id
+    LEFT JOIN conditions n ON n.condition_id = a.condition_id
+    WHERE l.parent_kind = 'artefact' AND (
+        (l.child_kind = 'answer' AND n.k > 0 AND starts_with(c.input, 'retrieved/'))
+        OR (l.child_kind = 'checkpoint' AND regexp_matches(
+            c.input, '^(chunks|paraphrases|validation_paraphrases)/')))
+    ORDER BY ALL
+"""
+"""Answers and checkpoints that are not linked to texts, for these have changed since."""
+
 _LACKING: dict[str, str] = {
     "question": """
         SELECT 'answer' AS kind, answer_id AS id FROM answers a WHERE NOT EXISTS (
@@ -67,13 +90,14 @@ _LACKING: dict[str, str] = {
         SELECT 'answer', answer_id FROM answers a WHERE checkpoint_id <> '' AND NOT EXISTS (
             FROM lineage WHERE child_kind = 'answer' AND child_id = answer_id
                 AND parent_kind = 'checkpoint' AND parent_id = a.checkpoint_id)""",
-    "retrieved chunk": """
+    "retrieved chunk": f"""
         SELECT 'answer', answer_id FROM answers a JOIN conditions c USING (condition_id)
             JOIN retrieved t ON c.k > 0 AND t.corpus = c.corpus AND t.retriever = c.retriever
                 AND t.question_id = a.question_id AND t.rank <= c.k
         WHERE NOT EXISTS (
             FROM lineage WHERE child_kind = 'answer' AND child_id = answer_id
-                AND parent_kind = 'chunk' AND parent_id = t.chunk_id)""",
+                AND parent_kind = 'chunk' AND parent_id = t.chunk_id)
+            AND {_unless_changed("answer", "a.answer_id", "retrieved")}""",
     "chunk": """
         SELECT 'question', question_id FROM questions q WHERE chunk_id IS NOT NULL AND NOT EXISTS (
             FROM lineage WHERE child_kind = 'question' AND child_id = question_id
@@ -87,10 +111,11 @@ _LACKING: dict[str, str] = {
         WHERE generation_id <> '' AND NOT EXISTS (
             FROM lineage WHERE child_kind = 'paraphrase' AND child_id = paraphrase_id
                 AND parent_kind = 'generation' AND parent_id = p.generation_id)""",
-    "training text": """
+    "training text": f"""
         SELECT 'checkpoint', checkpoint_id FROM checkpoints WHERE NOT EXISTS (
             FROM lineage WHERE child_kind = 'checkpoint' AND child_id = checkpoint_id
-                AND parent_kind = 'chunk')""",
+                AND parent_kind = 'chunk')
+            AND {_unless_changed("checkpoint", "checkpoint_id", "chunks")}""",
     "article revision": """
         SELECT 'chunk', chunk_id FROM corpus_chunks JOIN chunks USING (chunk_id)
         WHERE NOT EXISTS (
@@ -193,6 +218,8 @@ _OF_ROWS: dict[str, Kind] = {"missing": "missing", "changed": "changed", "added"
 
 
 def _told(database: Path, difference: Difference, mend: str) -> Finding:
+    if difference.table == VIEWS or difference.table not in tables():
+        return _told_whole(difference, mend)
     table, n = difference.table, difference.count
     columns = tables()[table].key
     keys = tuple(
@@ -207,16 +234,45 @@ def _told(database: Path, difference: Difference, mend: str) -> Finding:
     count = f"{n:,} row{' is' if n == 1 else 's are'}"
     tail = {"added": f" {'it' if n == 1 else 'them'}"}.get(difference.kind, "")
     named = f": {'; '.join(keys)}{'; ...' if n > len(keys) else ''}" if keys else ""
+    said = f"table {table}: {count} {what}{tail}{named}"
+    if difference.unreadable:
+        said = f"table {table} cannot be read: {difference.unreadable}"
     return Finding(
         artefact=DATABASE,
         kind=_OF_ROWS[difference.kind],
-        detail=f"table {table}: {count} {what}{tail}{named}",
+        detail=said,
         mend=mend,
         area="rows",
         table=table,
         keys=keys,
         count=n,
         answers=_resting(database, _seeds(table, difference.keys)),
+    )
+
+
+def _told_whole(difference: Difference, mend: str) -> Finding:
+    """Of views, and of a table that the database should not have."""
+    if difference.table != VIEWS:
+        said = f"table {difference.table} ({difference.count:,} rows) is in no artefact: nothing "
+        said += "that was made wrote it"
+    else:
+        what = {
+            "missing": "gone",
+            "changed": "not what was written",
+            "added": "in no artefact: nothing that was made wrote it",
+        }[difference.kind]
+        named = [key[0] for key in difference.keys[:SHOWN]]
+        more = f" and {difference.count - len(named):,} more" * (difference.count > len(named))
+        said = f"view {', '.join(named)}{more}: {what}"
+    return Finding(
+        artefact=DATABASE,
+        kind=_OF_ROWS[difference.kind],
+        detail=said,
+        mend=mend,
+        area="rows",
+        table=difference.table,
+        keys=tuple(f"view={key[0]}" for key in difference.keys[:SHOWN]),
+        count=difference.count,
     )
 
 
@@ -309,6 +365,7 @@ def _chains(database: Path, mend: str) -> tuple[list[Finding], int, int]:
                 what: sorted(set(connection.execute(sql).fetchall()))
                 for what, sql in _LACKING.items()
             }
+            unlinked = connection.execute(_UNLINKED).fetchall()
             outdated = dict(connection.execute(_OUTDATED).fetchall()) if dangling else {}
         except duckdb.Error as error:
             said = Finding(
@@ -321,9 +378,11 @@ def _chains(database: Path, mend: str) -> tuple[list[Finding], int, int]:
             return [said], 0, 0
     findings = [
         *_unresolved(database, dangling, outdated, mend),
+        *_behind(database, unlinked),
         *(_unlinked(database, what, rows, mend) for what, rows in lacking.items() if rows),
     ]
     seeds = {(row[0], row[1]) for row in dangling} | {r for rows in lacking.values() for r in rows}
+    seeds |= {(row[2], row[3]) for row in unlinked}
     return findings, answers, answers - _resting(database, sorted(seeds))
 
 
@@ -362,6 +421,22 @@ def _unresolved(
             keys=tuple(f"parent_kind={kind}, parent_id={found}" for found in ids[:SHOWN]),
             count=len(ids),
             answers=_resting(database, [(row[0], row[1]) for row in mine]),
+        )
+
+
+def _behind(database: Path, unlinked: Sequence[Any]) -> Iterator[Finding]:
+    """Artefacts whose rows have no links to texts that have changed since these were read."""
+    for artefact in sorted({row[0] for row in unlinked}):
+        mine = [row for row in unlinked if row[0] == artefact]
+        names = ", ".join(sorted({row[1] for row in mine}))
+        yield Finding(
+            artefact=artefact,
+            kind="stale",
+            detail=f"when the database was built, {names} had changed since it was read: what it "
+            "read of it is not in the chains",
+            mend="run `kinject run`",
+            area="chains",
+            answers=_resting(database, sorted({(row[2], row[3]) for row in mine})),
         )
 
 

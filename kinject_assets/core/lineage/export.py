@@ -121,7 +121,8 @@ def write_openlineage(database: Path, out: Path, profile: str = "") -> Path:
     """Writes OpenLineage run events as JSON lines: a start and an end for each artefact.
 
     Each making of an artefact is a run of its own; the Dagster run, which may have made several, is
-    its parent. Article revisions are the inputs of `articles`.
+    its parent. Article revisions are the inputs of `articles`. The first texts of each chunk, which
+    checkpoints read, are datasets of their own: `paraphrases/CORPUS#p04`.
 
     Args:
         database: `results.duckdb`.
@@ -175,10 +176,19 @@ def _events(found: _Provenance, row: Row) -> Iterator[Document]:
             },
         },
         "inputs": [
-            *(_dataset(namespace, name, version) for name, version in _inputs(row).items()),
+            *(
+                _dataset(namespace, name, version)
+                for name, version in sorted(json.loads(row["inputs"]).items())
+            ),
             *(_article(article) for article in _articles(found, row)),
         ],
-        "outputs": [_dataset(namespace, row["artefact"], row["logical_version"])],
+        "outputs": [
+            _dataset(namespace, row["artefact"], row["logical_version"]),
+            *(
+                _dataset(namespace, f"{row['artefact']}#{part}", version)
+                for part, version in sorted(json.loads(row["counts"]).get("prefixes", {}).items())
+            ),
+        ],
     }
     yield {**event, "eventType": "START", "eventTime": _moment(row["started_at"])}
     yield {**event, "eventType": "COMPLETE", "eventTime": _moment(row["finished_at"])}

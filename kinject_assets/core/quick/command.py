@@ -38,7 +38,7 @@ def ask_quickly(wanted: Wanted, limits: Limits, as_json: bool) -> str:
             ledger = Ledger(store.lake / "llm_ledger")
             return LLMClient(settings, base_url=address_of(profile), ledger=ledger, report=display)
 
-        found = run_pilot(profile, store, connect, limits, display)
+        found = run_pilot(profile, wanted.model, store, connect, limits, display)
     result = {
         **found.to_dict(),
         "sentences": sentences(found),

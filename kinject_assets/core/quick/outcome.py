@@ -12,6 +12,9 @@ from kinject_assets.core.statistics.sequential import (
     more_questions,
 )
 
+FEWEST = 30
+"""Questions before which nothing counts as decided, nor the model as the bottleneck."""
+
 HELD_BACK = 0.05
 """Wrong answers with retrieval, as a share, below which nothing is called a bottleneck."""
 
@@ -205,9 +208,10 @@ def bottleneck(rag: float, oracle: float, n: int, chance: float) -> Bottleneck:
     """What holds RAG back.
 
     The model itself (`model`) where even with the right passage in front it may be at chance: the
-    95 % interval of its accuracy reaches down to it. Neither where RAG gets less than `HELD_BACK`
-    wrong. Else retrieval where perfect retrieval would mend at least half of what RAG gets wrong,
-    and reading where it would not.
+    95 % interval of its accuracy reaches down to it. On less than `FEWEST` questions that says
+    little: `unknown`. Neither where RAG gets less than `HELD_BACK` wrong. Else retrieval where
+    perfect retrieval would mend at least half of what RAG gets wrong, and reading where it would
+    not.
 
     Args:
         rag: Accuracy with the retrieved passages.
@@ -216,7 +220,7 @@ def bottleneck(rag: float, oracle: float, n: int, chance: float) -> Bottleneck:
         chance: Accuracy of guessing.
     """
     if wilson(oracle * n, n).low <= chance:
-        return "model"
+        return "model" if n >= FEWEST else "unknown"
     if 1 - rag < HELD_BACK:
         return "neither"
     return "retrieval" if oracle - rag >= 1 - oracle else "reading"

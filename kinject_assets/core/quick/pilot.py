@@ -3,12 +3,14 @@
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 
-from kinject_assets.config import LLM, Files, Profile, RecipeSpec, local_or_hub
+from kinject_assets.config import LLM, Encoder, Files, Profile, RecipeSpec, local_or_hub
 from kinject_assets.core.corpus.chunking import chunk_articles, token_counter
 from kinject_assets.core.corpus.files import read_files
 from kinject_assets.core.errors import BudgetExceeded, ProfileError
@@ -18,9 +20,17 @@ from kinject_assets.core.exams.writing import Written, write_exam
 from kinject_assets.core.llm.client import LLMClient
 from kinject_assets.core.manifest import content_hash, write_atomically
 from kinject_assets.core.progress import Report, silent
-from kinject_assets.core.quick.outcome import Asked, Outcome, Recipe, Setting, Stopped, Tally
-from kinject_assets.core.quick.preparing import K
-from kinject_assets.core.retrieval.encoder import load_embeddings
+from kinject_assets.core.quick.outcome import (
+    FEWEST,
+    Asked,
+    Outcome,
+    Recipe,
+    Setting,
+    Stopped,
+    Tally,
+)
+from kinject_assets.core.quick.preparing import K, model_named
+from kinject_assets.core.retrieval.encoder import identify, load_embeddings, load_encoder
 from kinject_assets.core.retrieval.index import build_index, save_index
 from kinject_assets.core.retrieval.retrievers import BOUNDS
 from kinject_assets.core.retrieval.search import hits_at
@@ -36,15 +46,22 @@ from kinject_assets.core.schema import Chunk, Question, Rejection, Retrieved
 from kinject_assets.core.scoring.answers import ScoreRequest, score
 from kinject_assets.core.starting import LAB
 from kinject_assets.core.store import Store, read_rows, write_rows
+from kinject_assets.core.training.models import weights_identity
 
 PASSAGES_AT_ONCE = 10
 """Passages that questions are written on before it is looked whether that is enough."""
 
-FEWEST = 30
-"""Questions before which nothing counts as decided."""
+FEWER_AT_ONCE, FEWEST_AT_ONCE = 5, 1
+"""The same where the budget does not reach for that many: what was paid already is free."""
 
 FOLDER = "pilot"
 """Below the study's folder: passages, vectors and answers of the pilot."""
+
+INDEXED_BY = ("index", "index_memory_gb", "index_parameters")
+"""Settings of `retrieval`, beside the encoder, that decide an index."""
+
+ANSWERED_BY = ("choice_format", "rotation", "chat_template", "add_bos", "engine")
+"""Settings of `scoring` that decide an answer."""
 
 READING_SECONDS = 3.0
 """Seconds that documents are read for, to reckon what fine-tuning would cost."""
@@ -73,15 +90,20 @@ class Studied:
     source: Files
 
     @classmethod
-    def of(cls, profile: Profile) -> "Studied":
-        """The first corpus of files with a written exam, and the first model.
+    def of(cls, profile: Profile, model: str) -> "Studied":
+        """The first corpus of files with a written exam, and the model of a source.
+
+        Args:
+            profile: From `prepare`.
+            model: Folder, hub id or `lab:NAME`, as it was given to `prepare`.
 
         Raises:
-            ProfileError: If the profile has no such corpus.
+            ProfileError: If the profile has no such corpus, or no such model.
         """
+        name = model_named(profile, model)
         for corpus, settings in profile.corpora.items():
             if isinstance(settings.source, Files) and settings.exam.kind == "generated":
-                return cls(profile, corpus, next(iter(profile.models)), settings.source)
+                return cls(profile, corpus, name, settings.source)
         raise ProfileError(
             f"{profile.path}: corpora: none is a folder of documents with a generated exam, which "
             "`kinject quick` needs. Use `kinject run`."
@@ -114,6 +136,7 @@ class Studied:
 
 def run_pilot(
     profile: Profile,
+    model: str,
     store: Store,
     connect: Callable[[LLM], LLMClient],
     limits: Limits,
@@ -125,26 +148,28 @@ def run_pilot(
 
     Args:
         profile: From `prepare`.
+        model: Source of the model to ask, as it was given to `prepare`.
         store: The study's lake: its ledger is used, nothing else of it.
         connect: Gives the language model service.
         limits: When to stop at the latest.
         report: Told what is being done.
 
     Raises:
-        ProfileError: If the profile has no folder of documents with a written exam.
+        ProfileError: If the profile has no folder of documents with a written exam, or another
+            model.
         LLMError: If the service fails for good; what it answered is in the ledger.
         ModelError: If the model or the encoder cannot be loaded.
     """
     began = time.monotonic()
-    studied = Studied.of(profile)
+    studied = Studied.of(profile, model)
     keep_estimate(profile, store)
     report("reading documents")
     articles, _ = read_files(studied.source, profile.folder, datetime.now(UTC), report)
     report("cutting documents into passages")
     counter = token_counter(local_or_hub(profile, profile.chunking.tokenizer))
     chunks = chunk_articles(articles, profile.chunking, counter)
-    bench = _Bench(studied, store.root / FOLDER, chunks, report)
-    exam = _Exam(studied, spread(chunks, profile.exams.seed), connect(profile.llm), report)
+    bench = Bench(studied, store.root / FOLDER, chunks, report)
+    exam = Exam(studied, spread(chunks, profile.exams.seed), connect(profile.llm), report)
     tally = Tally(profile.exams.keep)
     stopped = _ask(exam, bench, tally, limits, began, report)
     report("reckoning what fine-tuning would cost")
@@ -166,8 +191,8 @@ def run_pilot(
 
 
 def _ask(
-    exam: "_Exam",
-    bench: "_Bench",
+    exam: "Exam",
+    bench: "Bench",
     tally: Tally,
     limits: Limits,
     began: float,
@@ -211,7 +236,7 @@ def spread(chunks: Sequence[Chunk], seed: int) -> list[Chunk]:
     return sorted(drawn, key=lambda chunk: places[chunk.chunk_id])
 
 
-class _Exam:
+class Exam:
     """Writes questions on one handful of passages after the other.
 
     Attributes:
@@ -244,11 +269,19 @@ class _Exam:
     def write(self) -> list[Question]:
         """The questions on the next passages, those of one passage side by side.
 
+        Of fewer passages where the budget does not reach for all: what it was spent on is used.
+
         Raises:
-            BudgetExceeded: Before the budget is crossed.
+            BudgetExceeded: Before the budget is crossed, if it does not reach for one passage.
             LLMError: If the service fails for good.
         """
-        reached = min(self.passages + PASSAGES_AT_ONCE, len(self._order))
+        for count in (PASSAGES_AT_ONCE, FEWER_AT_ONCE):
+            with suppress(BudgetExceeded):
+                return self._write(count)
+        return self._write(FEWEST_AT_ONCE)
+
+    def _write(self, count: int) -> list[Question]:
+        reached = min(self.passages + count, len(self._order))
         known: Sequence[Question] = self._written.questions
         rejected: Sequence[Rejection] = self._written.rejections
         self._written = write_exam(
@@ -265,7 +298,7 @@ class _Exam:
         return [row for row in self._written.questions if row.question_id not in there]
 
 
-class _Bench:
+class Bench:
     """Passages with their index, and the model that answers.
 
     Embeds and indexes all passages when the first questions come; what is there is used again.
@@ -277,17 +310,14 @@ class _Bench:
         self._studied = studied
         self._report = report
         self._chunks = chunks
-        encoder = located(studied.profile)["encoder"]
-        name = content_hash([chunk.chunk_id for chunk in chunks], encoder)[:16]
-        self._folder = folder / name
-        self._work = folder / "work"
+        self._pilots = folder
 
     def answer(self, questions: Sequence[Question]) -> Iterator[list[Asked]]:
         """Asks questions in all three ways and gives what came of those of each passage."""
         if not questions:
             return
         self._index()
-        batch = self._folder / content_hash([row.question_id for row in questions])[:16]
+        batch = self.folder / self.batch(questions)
         batch.mkdir(exist_ok=True)
         write_rows(batch / "questions.parquet", questions, Question)
         retriever = self._studied.retriever
@@ -295,8 +325,8 @@ class _Bench:
             RetrieveRequest(
                 corpus=self._studied.corpus,
                 questions=str(batch / "questions.parquet"),
-                chunks=str(self._folder / "chunks.parquet"),
-                index=str(self._folder / "index"),
+                chunks=str(self.folder / "chunks.parquet"),
+                index=str(self.folder / "index"),
                 retrieval=located(self._studied.profile),
                 retrievers=(retriever, "oracle"),
                 out=str(batch),
@@ -322,27 +352,61 @@ class _Bench:
                 for row in rows
             ]
 
+    # Names of folders tell apart whatever decides what is in them: weights that were replaced in
+    # place, and settings that were changed, are others.
+
+    @cached_property
+    def folder(self) -> Path:
+        """Where passages, vectors and index lie."""
+        settings = located(self._studied.profile)
+        encoder = Encoder(**settings["encoder"])
+        device = self._studied.profile.scoring.device
+        made_by = identify(load_encoder(encoder, device), encoder).version
+        indexed = {name: settings[name] for name in INDEXED_BY}
+        ids = [chunk.chunk_id for chunk in self._chunks]
+        return self._pilots / content_hash(ids, settings["encoder"], made_by, indexed)[:16]
+
+    def batch(self, questions: Sequence[Question]) -> str:
+        """Name of the folder with the answers to some questions."""
+        return content_hash([row.question_id for row in questions], self._asked_how)[:16]
+
+    @cached_property
+    def _asked_how(self) -> tuple[object, ...]:
+        """What decides an answer beside question and passages."""
+        studied, profile = self._studied, self._studied.profile
+        model, retrieval = profile.models[studied.model], located(profile)
+        base = local_or_hub(profile, model.source)
+        ranks_again = retrieval["rerank"] if studied.retriever == "reranked" else None
+        return (
+            (studied.model, base, model.revision, model.dtype),
+            weights_identity(base, model.revision),
+            weights_identity(ranks_again["model"], ranks_again["revision"]) if ranks_again else "",
+            (studied.retriever, retrieval, K),
+            profile.scoring.model_dump(include=set(ANSWERED_BY)),
+        )
+
     def _index(self) -> None:
         """Embeds and indexes the passages, unless that was done."""
-        ready = self._folder / "ready"
+        ready = self.folder / "ready"
         if ready.exists():
             return
-        self._folder.mkdir(parents=True, exist_ok=True)
-        write_rows(self._folder / "chunks.parquet", self._chunks, Chunk)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_rows(self.folder / "chunks.parquet", self._chunks, Chunk)
         profile = self._studied.profile
-        self._work.mkdir(exist_ok=True)
+        work = self.folder / "work"
+        work.mkdir(exist_ok=True)
         embed(
             EmbedRequest(
-                chunks=str(self._folder / "chunks.parquet"),
+                chunks=str(self.folder / "chunks.parquet"),
                 encoder=located(profile)["encoder"],
-                out=str(self._folder),
-                work=str(self._work),
+                out=str(self.folder),
+                work=str(work),
                 device=profile.scoring.device,
             ),
             self._report,
         )
-        vectors = load_embeddings(self._folder)
-        save_index(self._folder / "index", build_index(vectors, profile.retrieval, self._report))
+        vectors = load_embeddings(self.folder)
+        save_index(self.folder / "index", build_index(vectors, profile.retrieval, self._report))
         write_atomically(ready, "")
 
     def _score(self, batch: Path, method: str) -> dict[tuple[str, str], bool]:
@@ -360,7 +424,7 @@ class _Bench:
             questions=str(batch / "questions.parquet"),
             shots=(0,),
             k=(K,) if retrieves else (0,),
-            chunks=str(self._folder / "chunks.parquet") if retrieves else "",
+            chunks=str(self.folder / "chunks.parquet") if retrieves else "",
             retrieved=str(batch / RETRIEVED) if retrieves else "",
             retrievers=(self._studied.retriever, "oracle") if retrieves else (),
             query=profile.retrieval.query if retrieves else "",

@@ -174,6 +174,25 @@ def _same_study(profile: Profile, wanted: Wanted) -> None:
             )
 
 
+def model_named(profile: Profile, source: str) -> str:
+    """The name under which a profile has a model.
+
+    Args:
+        profile: From `prepare`.
+        source: Folder, hub id or `lab:NAME`, as it was given to `prepare`.
+
+    Raises:
+        ProfileError: If it has no such model.
+    """
+    names = {model.source: name for name, model in reversed(profile.models.items())}
+    found = names.get(_resolved(profile.folder, source, list(names)) or "")
+    if found is None:
+        raise ProfileError(
+            f"{profile.path}: models: none has the source {source}; there are {', '.join(names)}."
+        )
+    return found
+
+
 def _resolved(folder: Path, given: str, there: list[str | None]) -> str | None:
     """A name as the profile spells it, where both are the same folder."""
     if not Path(given).is_dir():

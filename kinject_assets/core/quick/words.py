@@ -4,7 +4,7 @@ import textwrap
 from pathlib import Path
 
 from kinject_assets.core.estimate.text import in_hours, in_usd
-from kinject_assets.core.quick.outcome import Gain, Outcome, Recipe
+from kinject_assets.core.quick.outcome import FEWEST, Gain, Outcome, Recipe
 from kinject_assets.core.statistics.sequential import MARGIN, MOST_MORE
 
 WIDTH = 80
@@ -46,7 +46,10 @@ def answer(found: Outcome) -> str:
 
 def _nothing_asked(found: Outcome) -> str:
     if found.stopped == "budget":
-        return "No question was asked: the budget was reached before one was written."
+        return (
+            "No question was asked: none was complete when the budget was reached. What was paid "
+            "for is kept."
+        )
     if found.stopped == "time" and not found.asked_passages:
         return "No question was asked: the time was up before one was written."
     if not found.asked_passages:
@@ -85,9 +88,9 @@ def _held_back(found: Outcome) -> str:
     match found.bottleneck:
         case "model":
             return (
-                f"The model is the bottleneck: even with the right passage in front it answers "
-                f"{oracle:.2f}, no better than chance ({found.chance:.2f}). It does not use what "
-                "it reads; a larger model, or training, has to come first."
+                f"The model seems to be the bottleneck: even with the right passage in front it "
+                f"answers {oracle:.2f}, which is not shown to be better than chance "
+                f"({found.chance:.2f}). A larger model, or training, has to come first."
             )
         case "neither":
             return f"Nothing much is left to mend: {hits}, and what RAG gets wrong is under 5 %."
@@ -97,7 +100,13 @@ def _held_back(found: Outcome) -> str:
                 f"Retrieval {seems} the bottleneck: {hits}; with it in front the model would gain "
                 f"a further {_interval(gap)}, to {oracle:.2f}."
             )
-        case _:
+        case "unknown":
+            return (
+                f"On {found.questions} questions it cannot be told what holds RAG back: {hits}, "
+                f"and with it in front of each the model answers {oracle:.2f}, where chance is "
+                f"{found.chance:.2f}. That takes {FEWEST} questions at least."
+            )
+        case "reading":
             return (
                 f"Reading is the bottleneck: {hits}, and with it in front of each the model "
                 f"answers {oracle:.2f}, {_interval(gap)} against RAG. Better retrieval would not "
@@ -133,8 +142,8 @@ def caveats(found: Outcome) -> list[str]:
         f"The questions were written by {writer} from the same passages that are searched, "
         "and nobody has looked at them: they are easier to find passages for than questions that "
         "people ask.",
-        f"0 examples, {setting.k} passages in front; the bound is the passage that the question "
-        f"was written from, first among {setting.k}.",
+        f"Asked was {setting.model}: 0 examples, {setting.k} passages in front; the bound is the "
+        f"passage that the question was written from, first among {setting.k}.",
         "Intervals are 95 % confidence sequences: they hold whenever one stops. They are about "
         "these documents, not others like them.",
     ]
@@ -156,7 +165,9 @@ def next_steps(found: Outcome) -> list[str]:
     path = Path(found.setting.profile_path)
     where = path.name if path.parent == Path.cwd() else str(path)
     steps = []
-    if found.decision == "undecided" and found.questions:
+    if found.decision == "undecided" and found.stopped == "passages":
+        steps.append("# no passage is left to ask about: add documents, or raise exams.keep")
+    elif found.decision == "undecided" and found.questions:
         steps.append("# the same command with more --questions (--minutes, --budget) goes on")
     return [
         *steps,

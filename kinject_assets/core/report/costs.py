@@ -59,6 +59,10 @@ ANSWERING = """
 """
 """Seconds of each artefact of answers, and how many answers the model was asked for in it."""
 
+MEASURED = 0.5
+"""Part of an artefact's answers that must have been asked for anew for its seconds to count: where
+it took most over, loading the model and looking up what was there would pass for answering."""
+
 SECONDS = """
     SELECT artefact, asset, epoch(finished_at) - epoch(started_at) AS seconds FROM artefacts
     WHERE finished_at IS NOT NULL AND started_at IS NOT NULL
@@ -76,10 +80,11 @@ TEXTS = """
         SELECT DISTINCT c.corpus, p.purpose, p.augmentation, p.ordinal, p.generation_id
         FROM paraphrases p JOIN corpus_chunks c USING (chunk_id)
     )
-    SELECT m.corpus, m.purpose, m.augmentation, m.ordinal, sum(g.cost_usd) AS usd
+    SELECT m.corpus, m.purpose, m.augmentation, m.ordinal,
+        CASE WHEN count(g.cost_usd) = count(*) THEN sum(g.cost_usd) END AS usd
     FROM mine m JOIN generations g USING (generation_id) GROUP BY ALL
 """
-"""What the texts of each corpus to train on cost, by ordinal."""
+"""What the texts of each corpus to train on cost, by ordinal; NULL where a price is unknown."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,20 +112,21 @@ class Cost:
 
     Attributes:
         update_seconds: Machine time to follow a change of the text.
-        update_usd: Paid to the language model service to follow it.
+        update_usd: Paid to the language model service to follow it; `None` where a price is
+            unknown.
         question_seconds: Measured machine time of an answer; `None` where none was measured.
     """
 
     update_seconds: float
-    update_usd: float
+    update_usd: float | None
     question_seconds: float | None
 
     def monthly(self, questions: float, updates: float, usd_an_hour: float) -> float | None:
-        """USD a month."""
-        if self.question_seconds is None:
+        """USD a month; `None` where a time was not measured, or a price that counts is unknown."""
+        if self.question_seconds is None or (self.update_usd is None and updates):
             return None
         seconds = updates * self.update_seconds + questions * self.question_seconds
-        return updates * self.update_usd + seconds / 3600 * usd_an_hour
+        return updates * (self.update_usd or 0.0) + seconds / 3600 * usd_an_hour
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,9 +160,11 @@ class Operation:
             return "needs RAG and FT"
         if rag.question_seconds is None or ft.question_seconds is None:
             return "no answer's time was measured"
-        fixed = ft.monthly(0, updates, usd_an_hour), rag.monthly(0, updates, usd_an_hour)
+        of_ft, of_rag = (cost.monthly(0, updates, usd_an_hour) for cost in (ft, rag))
+        if of_ft is None or of_rag is None:
+            return "no price"
         slope = (rag.question_seconds - ft.question_seconds) / 3600 * usd_an_hour
-        more = (fixed[0] or 0.0) - (fixed[1] or 0.0)
+        more = of_ft - of_rag
         if more * slope <= 0:
             # Dearer in one and not cheaper in the other.
             dear = more if more else -slope
@@ -205,7 +213,8 @@ class _Recorded:
     Attributes:
         seconds: Artefact -> seconds.
         trained: Corpus, model and recipe -> seconds of training.
-        asked: Method, corpus, model and recipe -> seconds of an answer.
+        asked: Method, corpus, model and recipe -> seconds of an answer, where most of the answers
+            were asked for anew.
     """
 
     seconds: Mapping[str, float]
@@ -224,7 +233,7 @@ class _Recorded:
                     row["seconds"] / row["asked"]
                 )
                 for row in fetch(database, ANSWERING).dicts()
-                if row["asked"] and row["seconds"] is not None
+                if row["asked"] >= MEASURED * row["answers"] and row["seconds"] is not None
             },
         )
 
@@ -274,12 +283,15 @@ def _cost(
     )
 
 
-def _texts_usd(profile: Profile, recipe: str, texts: Sequence[Mapping[str, Any]]) -> float:
-    """USD for what a recipe reads beside the text, and for what it is validated with."""
+def _texts_usd(profile: Profile, recipe: str, texts: Sequence[Mapping[str, Any]]) -> float | None:
+    """USD for what a recipe reads beside the text, and for what it is validated with.
+
+    `None` if the price of any of it is unknown.
+    """
     spec = RecipeSpec.parse(recipe)
     augmentation = profile.recipe_augmentation(recipe) if recipe in profile.recipes else ""
-    return sum(
-        row["usd"] or 0.0
+    paid = [
+        row["usd"]
         for row in texts
         if row["purpose"] == "validation"
         or (
@@ -287,4 +299,5 @@ def _texts_usd(profile: Profile, recipe: str, texts: Sequence[Mapping[str, Any]]
             and row["ordinal"] < spec.n_paraphrases
             and not spec.control_of
         )
-    )
+    ]
+    return None if None in paid else sum(paid, start=0.0)

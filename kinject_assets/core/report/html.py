@@ -229,7 +229,7 @@ class _Cell:
     printed: float | None
 
 
-class _Cells:
+class Cells:
     """Finds the system and the published value of a table's cell."""
 
     def __init__(self, systems: Sequence[Answering], references: Path | None) -> None:
@@ -237,6 +237,7 @@ class _Cells:
         self._printed = printed(references) if references else {}
 
     def __call__(self, number: int, row: Mapping[str, Any], column: str) -> _Cell:
+        """What stands beside the accuracy in a column of a row of table 1 or 2."""
         corpus = row["task"] if number == 1 else row["corpus"]
         shots = row["shots"] if number == 1 else 0
         theirs = self._printed.get((corpus, row["model"], shots), {}).get(column)
@@ -251,7 +252,8 @@ class _Cells:
         }
         specs = {i: RecipeSpec.parse(s.recipe) for i, s in here.items() if s.recipe}
         training = min((spec.method for spec in specs.values()), default="")
-        most = max((s.n_paraphrases for s in specs.values() if not s.control_of), default=0)
+        shown = [spec for spec in specs.values() if spec.method == training]
+        most = max((s.n_paraphrases for s in shown if not s.control_of), default=0)
         wanted = {
             "base": ("base", ""),
             "base_rag": ("rag", ""),
@@ -299,11 +301,15 @@ def _inlined(name: str) -> dict[str, Any]:
 def _defaults(profile: Profile) -> dict[str, Any]:
     """Volume and price that the page starts from."""
     price = profile.hardware.usd_per_hour
+    said = "profile: hardware.usd_per_hour"
+    if not price:
+        why = "has no price" if price is None else "gives a price of 0"
+        said = f"assumed: the profile {why}"
     return {
         "questions": QUESTIONS_A_MONTH,
         "updates": UPDATES_A_MONTH,
         "price": price or USD_AN_HOUR,
-        "priced": bool(price),
+        "price_from": said,
     }
 
 
@@ -370,7 +376,7 @@ def render_report(
             points=f"{100 * WORTHWHILE:.0f}",
             most_questions=MOST_QUESTIONS,
             columns={n: [(m, METHODS[m]) for m, _ in METHOD_COLUMNS[n]] for n in (1, 2)},
-            cells=_Cells(evidence.systems, references),
+            cells=Cells(evidence.systems, references),
             with_interval=with_interval,
             figures=_figures(data, database, profile, references),
             counts=_counts(database),

@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 
 from kinject_assets.config import RecipeSpec
 from kinject_assets.core.manifest import Manifest
@@ -18,6 +19,17 @@ from kinject_assets.core.store import Cell
 
 Edge = tuple[str, str, str, str]
 """Kind and id of the child, kind and id of the parent."""
+
+CHANGED = """
+    SELECT r.artefact, r.input FROM (
+        SELECT artefact, inputs, unnest(json_keys(inputs)) AS input FROM artefacts
+    ) r LEFT JOIN artefacts s ON s.artefact = split_part(r.input, '#', 1)
+    WHERE json_extract_string(r.inputs, concat('$."', r.input, '"')) IS DISTINCT FROM
+        CASE WHEN contains(r.input, '#') THEN json_extract_string(
+            s.counts, concat('$.prefixes."', split_part(r.input, '#', 2), '"'))
+        ELSE s.logical_version END
+"""
+"""Query: artefacts of a database with each input that has changed since they read it."""
 
 
 def article_key(article_id: str, revision_id: str) -> str:
@@ -45,22 +57,32 @@ def of_checkpoints(
     checkpoints: Iterable[tuple[Checkpoint, str]],
     chunks: Mapping[str, Sequence[Chunk]],
     paraphrases: Mapping[str, Sequence[Paraphrase]],
+    changed: Mapping[str, AbstractSet[str]],
 ) -> Iterator[Edge]:
     """Checkpoint to the chunks and paraphrases of its corpus that it was trained or chosen on.
+
+    Texts that have changed since they were read are not those that it saw: it gets no link to them.
 
     Args:
         checkpoints: Each with the augmentation whose texts it reads.
         chunks: Corpus -> its chunks.
         paraphrases: Corpus -> texts of every augmentation and purpose.
+        changed: Artefact -> assets that have changed since it read them.
     """
     for checkpoint, augmentation in checkpoints:
         spec = RecipeSpec.parse(checkpoint.recipe)
         wanted = 0 if spec.control_of else spec.n_paraphrases
-        for chunk in chunks.get(checkpoint.corpus, ()):
+        name = f"checkpoint/{checkpoint.corpus}/{checkpoint.model}.{checkpoint.recipe}"
+        others = changed.get(name, frozenset())
+        for chunk in chunks.get(checkpoint.corpus, ()) if "chunks" not in others else ():
             yield "checkpoint", checkpoint.checkpoint_id, "chunk", chunk.chunk_id
         for p in paraphrases.get(checkpoint.corpus, ()):
-            trained_on = p.augmentation == augmentation and p.ordinal < wanted
-            if p.purpose == "validation" or trained_on:
+            if p.purpose == "validation":
+                read = "validation_paraphrases" not in others
+            else:
+                mine = p.augmentation == augmentation and p.ordinal < wanted
+                read = mine and "paraphrases" not in others
+            if read:
                 yield "checkpoint", checkpoint.checkpoint_id, "paraphrase", p.paraphrase_id
 
 
@@ -68,8 +90,18 @@ def of_answers(
     answers: Iterable[Answer],
     conditions: Mapping[str, Condition],
     retrieved: Iterable[Retrieved],
+    changed: Mapping[str, AbstractSet[str]],
 ) -> Iterator[Edge]:
-    """Answer to its question, its checkpoint, and the chunks that stood in its prompt."""
+    """Answer to its question, its checkpoint, and the chunks that stood in its prompt.
+
+    Where others have been retrieved since it was asked, it gets no link to chunks.
+
+    Args:
+        answers: All of them.
+        conditions: By id.
+        retrieved: Chunks by question, corpus and retriever.
+        changed: Artefact -> assets that have changed since it read them.
+    """
     ranked: dict[tuple[str, str, str], list[Retrieved]] = defaultdict(list)
     for row in retrieved:
         ranked[row.corpus, row.retriever, row.question_id].append(row)
@@ -78,9 +110,34 @@ def of_answers(
         if answer.checkpoint_id:
             yield "answer", answer.answer_id, "checkpoint", answer.checkpoint_id
         c = conditions[answer.condition_id]
+        recipe = f".{c.recipe}" if c.recipe else ""
+        if "retrieved" in changed.get(f"answers_{c.method}/{c.corpus}/{c.model}{recipe}", ()):
+            continue
         for row in ranked.get((c.corpus, c.retriever, answer.question_id), ()) if c.k else ():
             if row.rank <= c.k:
                 yield "answer", answer.answer_id, "chunk", row.chunk_id
+
+
+def changed_inputs(published: Iterable[tuple[Cell, Manifest]]) -> dict[str, set[str]]:
+    """Artefact -> assets that have changed since it read them, of the whole lake.
+
+    What `CHANGED` says of a database, before there is one.
+    """
+    manifests = {str(cell): manifest for cell, manifest in published}
+
+    def version(key: str) -> str | None:
+        name, _, part = key.partition("#")
+        if name not in manifests:
+            return None
+        if part:
+            return manifests[name].counts.get("prefixes", {}).get(part)
+        return manifests[name].logical_version
+
+    found = {
+        artefact: {k.split("/", 1)[0] for k, v in manifest.inputs.items() if version(k) != v}
+        for artefact, manifest in manifests.items()
+    }
+    return {artefact: assets for artefact, assets in found.items() if assets}
 
 
 def of_artefacts(published: Iterable[tuple[Cell, Manifest]]) -> Iterator[Edge]:

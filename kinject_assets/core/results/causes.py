@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from kinject_assets.core.results.ancestry import CHANGED
 from kinject_assets.core.results.tables import QueryError, Result
 
 if TYPE_CHECKING:
@@ -24,7 +25,9 @@ Kind = Literal[
     "passages cut otherwise",
     "index or encoder",
     "ranked otherwise",
+    "passages not known",
     "paraphrases",
+    "training text",
     "training settings",
     "training code or libraries",
     "trained again",
@@ -37,6 +40,15 @@ Kind = Literal[
 
 RETRIEVAL = ("embeddings", "faiss_index", "retrieved")
 """Assets that decide which passages stand in front of a question."""
+
+TEXTS = ("chunks", "paraphrases", "validation_paraphrases")
+"""Assets that a checkpoint reads texts of."""
+
+BY_MEANING = ("dense", "fused")
+"""Retrievers that ask the index; `reranked` does where it reads what one of them found."""
+
+OWN_SETTINGS = {"lexical": ("lexical",), "reranked": ("rerank", "lexical")}
+"""Retriever that asks no index -> parts of the settings that decide its ranks."""
 
 BY_WORDS = ("lexical", "fused", "reranked")
 """Retrievers that weigh words by how many passages hold them."""
@@ -119,7 +131,7 @@ class Recorded:
         """Artefact -> its row; columns that are JSON are read."""
         found = self._fetch("SELECT * FROM artefacts").dicts()
         for row in found:
-            for name in ("config", "libraries", "counts"):
+            for name in ("config", "libraries", "counts", "inputs"):
                 row[name] = json.loads(row.get(name) or "{}")
         return {row["artefact"]: row for row in found}
 
@@ -182,6 +194,14 @@ class Recorded:
             found.add(question)
             last = chunk
         return found
+
+    @cached_property
+    def behind(self) -> dict[str, set[str]]:
+        """Artefact -> assets that have changed since it read them."""
+        found: defaultdict[str, set[str]] = defaultdict(set)
+        for artefact, key in self.rows(CHANGED):
+            found[artefact].add(key.split("/", 1)[0])
+        return dict(found)
 
     def answers(self, corpus: str) -> dict[str, dict[str, Given]]:
         """Condition -> question -> answer, of a corpus."""
@@ -305,9 +325,15 @@ class Investigation:
     ) -> list[Cause]:
         found: list[Cause] = []
         then, now = retrieved
-        if list(then) != list(now):
+        artefact = self._answers(condition)
+        if condition["k"] and self._behind(artefact, "retrieved"):
+            # What has been retrieved since is not what stood in the prompt.
+            if versions := self._read_otherwise(artefact, "retrieved"):
+                found.append(Cause("passages not known", "", versions))
+        elif list(then) != list(now):
             found += self.edits(then, now)
-            found += self._index
+            if self._asks_index(condition["retriever"]):
+                found += self._index
             if not found:
                 found.append(Cause("ranked otherwise", "", self._why_ranked(condition)))
         shots = condition["shots"]
@@ -316,6 +342,14 @@ class Investigation:
             if old != self.after.first_shots(self.corpora[1], shots):
                 found.append(Cause("examples", "", "other solved examples in front"))
         return found
+
+    def _asks_index(self, retriever: str) -> bool:
+        if retriever != "reranked":
+            return retriever in BY_MEANING
+        return any(
+            ((row.get("config") or {}).get("rerank") or {}).get("over") != "lexical"
+            for row in self._rows("retrieved/{}")
+        )
 
     @cached_property
     def _index(self) -> list[Cause]:
@@ -334,17 +368,61 @@ class Investigation:
         return [Cause("index or encoder", "", text) for text in filter(None, said)][:1]
 
     def _why_ranked(self, condition: Mapping[str, Any]) -> str:
-        """Why the same passages of the same corpus come in another order."""
+        """Why the same passages of the same corpus come in another order, or others of them."""
         if condition["retriever"] in BY_WORDS and self.before.chunks(
             self.corpora[0]
         ) != self.after.chunks(self.corpora[1]):
             return "how rare words are changed with other passages"
+        if not self._asks_index(condition["retriever"]):
+            parts = OWN_SETTINGS.get(condition["retriever"], ())
+            own = [
+                *(self._differences("retrieved/{}", "config", part) for part in parts),
+                self._code("retrieved/{}"),
+                self._differences("retrieved/{}"),
+            ]
+            return ", ".join(filter(None, own))
         found = [self._differences(f"{asset}/{{}}") for asset in RETRIEVAL]
         return ", ".join(dict.fromkeys(filter(None, found)))
 
     # -- checkpoints -------------------------------------------------------------------------
 
     def _why_trained(self, name: str, then: str, now: str) -> list[Cause]:
+        artefact = f"checkpoint/{{}}/{name}"
+        # Of a text that has changed since it was read, the passages are not known.
+        found = [] if self._behind(artefact, *TEXTS) else self._why_read(then, now)
+        if not found and (texts := self._read_otherwise(artefact, *TEXTS)):
+            found.append(Cause("training text", name, texts))
+        if settings := self._differences(artefact, "config"):
+            found.append(Cause("training settings", name, settings))
+        code = ", ".join(filter(None, (self._code(artefact), self._differences(artefact))))
+        if code and (not found or self._code(artefact)):
+            found.append(Cause("training code or libraries", name, code))
+        return found or [Cause("trained again", name, "on the same text, by the same settings")]
+
+    def _behind(self, artefact: str, *assets: str) -> bool:
+        return any(
+            side.behind.get(artefact.format(corpus), set()).intersection(assets)
+            for side, corpus in self._sides
+        )
+
+    def _read_otherwise(self, artefact: str, *assets: str) -> str:
+        """Assets that an artefact read in another version before than after, in words."""
+        then, now = (
+            {
+                key.replace(f"/{corpus}", "", 1): version
+                for key, version in (row.get("inputs") or {}).items()
+                if key.split("/", 1)[0] in assets
+            }
+            for row, (_, corpus) in zip(self._rows(artefact), self._sides, strict=True)
+        )
+        return ", ".join(
+            f"{key} {_short(then.get(key)) or 'none'} → {_short(now.get(key)) or 'none'}"
+            for key in sorted({*then, *now})
+            if then.get(key) != now.get(key)
+        )
+
+    def _why_read(self, then: str, now: str) -> list[Cause]:
+        """Articles and paraphrases that only one of two checkpoints was trained or chosen on."""
         old_chunks, old_texts = self.before.trained_on(then)
         new_chunks, new_texts = self.after.trained_on(now)
         found = self.edits(old_chunks - new_chunks, new_chunks - old_chunks)
@@ -356,19 +434,12 @@ class Investigation:
         }
         if differ:
             found.append(Cause("paraphrases", "", f"{len(differ)} on unchanged text differ"))
-        artefact = f"checkpoint/{{}}/{name}"
-        if settings := self._differences(artefact, "config"):
-            found.append(Cause("training settings", name, settings))
-        code = ", ".join(filter(None, (self._code(artefact), self._differences(artefact))))
-        if code and (not found or self._code(artefact)):
-            found.append(Cause("training code or libraries", name, code))
-        return found or [Cause("trained again", name, "on the same text, by the same settings")]
+        return found
 
     # -- the same prompt ---------------------------------------------------------------------
 
     def _why_alike(self, condition: Mapping[str, Any], asked_alike: bool) -> Cause:
-        recipe = f".{condition['recipe']}" if condition["recipe"] else ""
-        artefact = f"answers_{condition['method']}/{{}}/{condition['model']}{recipe}"
+        artefact = self._answers(condition)
         settings = self._differences(artefact, "config", "model")
         if not asked_alike:
             return Cause("model or prompt", condition["model"], settings)
@@ -378,6 +449,12 @@ class Investigation:
         return Cause("same inputs", "", "another answer: numbers that nearly tie")
 
     # -- artefacts ---------------------------------------------------------------------------
+
+    @staticmethod
+    def _answers(condition: Mapping[str, Any]) -> str:
+        """Artefact of a condition's answers, `{}` for the corpus."""
+        recipe = f".{condition['recipe']}" if condition["recipe"] else ""
+        return f"answers_{condition['method']}/{{}}/{condition['model']}{recipe}"
 
     @property
     def _sides(self) -> tuple[tuple[Recorded, str], tuple[Recorded, str]]:

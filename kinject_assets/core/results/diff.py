@@ -210,7 +210,7 @@ def _compare_corpus(found: Diff, case: Investigation) -> None:
                     corpus=line.corpus,
                     system=line.system,
                     question_id=question,
-                    stem=case.after.questions[question][0],
+                    stem=_stem(case, question),
                     outcome=_outcome(*answers),
                     before=LETTERS[answers[0].choice],
                     after=LETTERS[answers[1].choice],
@@ -218,6 +218,14 @@ def _compare_corpus(found: Diff, case: Investigation) -> None:
                 )
             )
     _turnover(found, case)
+
+
+def _stem(case: Investigation, question: str) -> str:
+    """Words of a question; one that a review has rejected since is in the earlier results alone."""
+    for side in (case.after, case.before):
+        if question in side.questions:
+            return side.questions[question][0]
+    return question
 
 
 def _flipped(

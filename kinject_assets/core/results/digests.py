@@ -1,5 +1,6 @@
 """A digest of every row of the database, kept beside it, so that changed rows can be named."""
 
+import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,22 +17,39 @@ if TYPE_CHECKING:
 ROWS = "rows.parquet"
 """Name of the file, one of the artefact `results`."""
 
+VIEWS = "(views)"
+"""Stands among the tables for the statements of all views."""
+
+_VIEWS = """
+    SELECT to_json([if(schema_name = 'main', view_name, concat(schema_name, '.', view_name))])
+        AS key, unhex(md5(sql)) AS digest
+    FROM duckdb_views() WHERE NOT internal AND database_name = current_database()
+"""
+
+_ADDED_TABLES = """
+    SELECT if(schema_name = 'main', table_name, concat(schema_name, '.', table_name)) AS name,
+        estimated_size FROM duckdb_tables()
+    WHERE NOT internal AND database_name = current_database() ORDER BY name
+"""
+
 
 @dataclass(frozen=True)
 class Difference:
     """Rows of one table that are not those that were written.
 
     Attributes:
-        table: Name of the table.
+        table: Name of the table; `VIEWS` for views, whose keys are their names.
         kind: `missing`, `changed` or `added`.
         count: How many.
-        keys: Values of the columns of their keys; none where the whole table is gone.
+        keys: Values of the columns of their keys; none where the whole table is gone, or is added.
+        unreadable: Why the table, which is there, cannot be read; empty where it can.
     """
 
     table: str
     kind: str
     count: int
     keys: tuple[tuple[str, ...], ...] = ()
+    unreadable: str = ""
 
 
 @dataclass(frozen=True)
@@ -57,15 +75,30 @@ def _digests(table: str, key: tuple[str, ...]) -> str:
 
 
 def write_digests(connection: "duckdb.DuckDBPyConnection", path: Path) -> None:
-    """Writes the digests of all tables of an open database to a Parquet file."""
+    """Writes the digests of all tables and views of an open database to a Parquet file."""
     import pyarrow.parquet as pq
 
+    queries = {name: _digests(name, table.key) for name, table in tables().items()}
     parts = (
-        f"SELECT '{name}' AS \"table\", * FROM ({_digests(name, table.key)})"
-        for name, table in tables().items()
+        f"SELECT '{name}' AS \"table\", * FROM ({query})"
+        for name, query in {**queries, VIEWS: _VIEWS}.items()
     )
     found = connection.sql(f"{' UNION ALL '.join(parts)} ORDER BY ALL").to_arrow_table()
     pq.write_table(found, path, compression="zstd", write_page_checksum=True)
+
+
+def content_version(kept: Path) -> str:
+    """Hash of all rows but those of `artefacts`, which say when and by whom these were made."""
+    import pyarrow.parquet as pq
+
+    digest = hashlib.sha256()
+    with pq.ParquetFile(kept) as file:
+        # They are sorted.
+        for batch in file.iter_batches(columns=["table", "key", "digest"]):
+            for row in batch.to_pylist():
+                if row["table"] != "artefacts":
+                    digest.update(f"{row['table']} {row['key']} {row['digest'].hex()}\n".encode())
+    return digest.hexdigest()[:32]
 
 
 def compare(database: Path, kept: Path) -> Compared:
@@ -84,11 +117,26 @@ def compare(database: Path, kept: Path) -> Compared:
         raise BrokenArtefact(f"{kept}: not a readable Parquet file ({error})") from error
     with opened(database) as connection:
         connection.register("written", written)
-        found = [d for name in tables() for d in _differences(connection, name)]
-    return Compared(written.num_rows, tuple(found))
+        found = [
+            d
+            for name, table in tables().items()
+            for d in _differences(connection, name, _digests(name, table.key))
+        ]
+        views = written["table"].to_pylist().count(VIEWS)
+        # An older version kept none of views.
+        if views:
+            found += _differences(connection, VIEWS, _VIEWS)
+            found += [
+                Difference(name, "added", rows)
+                for name, rows in connection.execute(_ADDED_TABLES).fetchall()
+                if name not in tables()
+            ]
+    return Compared(written.num_rows - views, tuple(found))
 
 
-def _differences(connection: "duckdb.DuckDBPyConnection", table: str) -> Iterator[Difference]:
+def _differences(
+    connection: "duckdb.DuckDBPyConnection", table: str, digests: str
+) -> Iterator[Difference]:
     import duckdb
 
     mine = f"(SELECT key, digest FROM written WHERE \"table\" = '{table}')"
@@ -99,15 +147,19 @@ def _differences(connection: "duckdb.DuckDBPyConnection", table: str) -> Iterato
             SELECT CASE WHEN now.digest IS NULL THEN 'missing' WHEN was.digest IS NULL THEN 'added'
                 ELSE 'changed' END AS kind, count(*),
                 list(coalesce(was.key, now.key) ORDER BY coalesce(was.key, now.key))
-            FROM {mine} was FULL JOIN ({_digests(table, tables()[table].key)}) now
+            FROM {mine} was FULL JOIN ({digests}) now
                 ON was.key = now.key
             WHERE was.digest IS DISTINCT FROM now.digest GROUP BY kind ORDER BY kind
             """
         ).fetchall()
-    except duckdb.Error:
+    except (duckdb.CatalogException, duckdb.BinderException):
         # The table, or a column of its key, is not there any more.
         if known:
             yield Difference(table, "missing", known)
+        return
+    except duckdb.Error as error:
+        said = (str(error).splitlines() or [type(error).__name__])[0]
+        yield Difference(table, "changed", max(1, known), unreadable=said)
         return
     for kind, count, keys in rows:
         yield Difference(table, kind, count, tuple(tuple(json.loads(key)) for key in keys))

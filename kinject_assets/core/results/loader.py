@@ -392,6 +392,7 @@ def _content(
 
 
 def _lineage(lake: Lake) -> Rows:
+    changed = ancestry.changed_inputs(lake.published)
     edges = [
         edge
         for found in (
@@ -405,8 +406,9 @@ def _lineage(lake: Lake) -> Rows:
                 [(c, lake.trained[_recipe_of(c)].augmentation) for c in lake.checkpoints],
                 lake.chunks,
                 lake.paraphrases,
+                changed,
             ),
-            ancestry.of_answers(lake.answers, lake.conditions, lake.retrieved),
+            ancestry.of_answers(lake.answers, lake.conditions, lake.retrieved, changed),
             ancestry.of_artefacts(lake.published),
             lake.makers,
         )

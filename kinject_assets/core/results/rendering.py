@@ -27,7 +27,11 @@ _UNSEEN = dict.fromkeys({*range(32), *range(127, 160)} - set(map(ord, "\t\n\r"))
 
 
 def plain(value: Any) -> Any:
-    """A value as programs take it; JSON has no NaN."""
+    """A value as programs take it, and all that is in it; JSON has no NaN."""
+    if isinstance(value, dict):
+        return {str(plain(key)): plain(v) for key, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
     if isinstance(value, Decimal):
         return float(value)
     if isinstance(value, float) and not math.isfinite(value):
@@ -126,6 +130,12 @@ def _blocks(columns: Sequence[str], texts: Sequence[Sequence[str]], width: int) 
     return "\n".join(blocks)
 
 
+def _in_csv(value: Any) -> Any:
+    """What is nested stands in its field as JSON."""
+    found = plain(value)
+    return json.dumps(found, default=str) if isinstance(found, list | dict) else found
+
+
 def _csv(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Iterator[str]:
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
@@ -134,7 +144,7 @@ def _csv(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Iterator[str]
     for row in rows:
         buffer.seek(0)
         buffer.truncate()
-        writer.writerow([json.dumps(v) if isinstance(v, list) else plain(v) for v in row])
+        writer.writerow(_in_csv(value) for value in row)
         yield buffer.getvalue().removesuffix("\n")
 
 

@@ -1,9 +1,11 @@
 """A checkpoint's folder and card, on the synthetic lake."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import duckdb
 import pytest
 import yaml
 
@@ -93,7 +95,8 @@ def test_an_adapter_names_no_path_of_this_machine(tmp_path: Path) -> None:
     card = (tmp_path / "out" / "README.md").read_text()
     assert "base_model:" not in card
     assert "PeftModel.from_pretrained(base, FOLDER)" in card
-    assert "Texts of the corpus have changed since it was trained." in card
+    for text in (card, (tmp_path / "out" / "ATTRIBUTION.md").read_text()):
+        assert "**Texts of the corpus have changed since it was trained.**" in text
     assert "Not scored yet" in card
     assert "Not measured." in card
 
@@ -106,3 +109,25 @@ def test_what_is_not_there_is_named(built: Store, tmp_path: Path) -> None:
     with pytest.raises(MissingArtefact, match="kinject run"):
         export_checkpoint(synthetic.profile(), empty, "rivers", "tiny", "full.p00", out)
     assert not out.exists()
+
+
+def test_several_retrievers_are_told_apart(built: Store, tmp_path: Path) -> None:
+    store = Store(tmp_path / "root")
+    shutil.copytree(built.root, store.root)
+    with duckdb.connect(str(store.root / DATABASE)) as connection:
+        connection.execute(
+            "INSERT INTO scores SELECT * REPLACE ('lexical' AS retriever, false AS main, "
+            "condition_id || 'l' AS condition_id) FROM scores WHERE method IN ('rag', 'ft_rag')"
+        )
+    export_checkpoint(synthetic.profile(), store, EVENTS, "tiny", "full.p04", tmp_path / "out")
+    rows = [
+        [cell.strip() for cell in line.split("|")[2:-1]]
+        for line in (tmp_path / "out" / "README.md").read_text().splitlines()
+        if "with retrieval" in line
+    ]
+    assert [row[:2] for row in rows] == [
+        [f"with retrieval, by {name}", shots]
+        for shots in ("0", "5")
+        for name in ("dense", "lexical")
+    ]
+    assert all(row[-1] for row in rows), "what the base model scores by the same retriever"

@@ -1,5 +1,6 @@
 """The folder of a corpus: what is in it, and that strangers' words stay words."""
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -178,3 +179,21 @@ def test_what_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(MissingArtefact, match="kinject run"):
         export_dataset(profile({"kind": "generated"}), empty, "notes", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_corpus_that_moved_on_is_attributed_as_it_was_read(tmp_path: Path) -> None:
+    plan = lake(tmp_path / "root", {"kind": "generated"})
+    newer = [replace(articles()[0], revision_id="88"), articles()[1]]
+    publish(plan, "articles", articles=(schema.Article, newer), exclusions=(schema.Exclusion, []))
+    out = tmp_path / "out"
+    export_dataset(plan.profile, plan.store, "notes", out)
+    (row,) = pq.read_table(out / "questions" / "test.parquet").to_pylist()
+    assert (row["revision_id"], row["url"]) == (
+        "77",
+        "https://wiki.example.org/w/index.php?oldid=77",
+    )
+    whole = (out / "ATTRIBUTION.md").read_text()
+    assert "(https://wiki.example.org/w/index.php?oldid=77) | 77 |  | CC BY" in whole
+    assert "oldid=88" not in whole
+    for text in (whole, (out / "README.md").read_text()):
+        assert "older than the corpus is now: 1 of its articles have other revisions now" in text

@@ -1,5 +1,6 @@
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import duckdb
@@ -7,10 +8,12 @@ import pytest
 
 from kinject_assets.core.errors import KinjectError, MissingArtefact
 from kinject_assets.core.lineage.ancestry import trace
+from kinject_assets.core.lineage.audit import audit
 from kinject_assets.core.lineage.tree import Node, plain
-from kinject_assets.core.results.loader import DATABASE
+from kinject_assets.core.results.loader import DATABASE, build_database
 from kinject_assets.core.results.tables import fetch
-from kinject_assets.core.store import Store
+from kinject_assets.core.store import Cell, Store
+from kinject_assets_tests.core.results import synthetic
 
 
 def _answer(store: Store, where: str) -> str:
@@ -199,3 +202,39 @@ def test_the_revision_is_that_of_the_answers_corpus(lake: Store) -> None:
         )
     (article,) = trace(database, answer).parents[0].parents[0].parents
     assert article.id.endswith("@1")
+
+
+def test_what_was_read_before_it_changed_is_not_shown(
+    lake: Store, rewrite: Callable[..., None]
+) -> None:
+    corpus = "events-2031-04"
+    ran = Cell("answers_ft_rag", (corpus, f"{synthetic.MODEL}.full.p04"))
+    manifest = lake.manifest(ran)
+    assert manifest is not None
+    rewrite(lake, ran, inputs={**manifest.inputs, f"retrieved/{corpus}": "as it was then"})
+    rewrite(lake, Cell("chunks", (corpus,)), logical_version="moved on")
+    build_database(lake, synthetic.profile(), generations=synthetic.GENERATIONS)
+    asked = _answer(lake, "method = 'ft_rag' AND k = 3 AND recipe = 'full.p04'")
+    root = trace(lake.root / DATABASE, asked)
+    by_kind = _by_kind(root)
+    assert "chunk" not in by_kind
+    (checkpoint,) = by_kind["checkpoint"]
+    assert {n.kind for n in checkpoint.parents} == {"paraphrase"}
+    assert (
+        f"retrieved/{corpus} has changed since it was read: the passages that stood in the prompt "
+        "are not shown"
+    ) in root.details
+    assert checkpoint.details[1:] == (
+        "trained on 48 texts of paraphrase; chosen on 12 validation paraphrases",
+        f"chunks/{corpus} has changed since it was read: its texts as they were then are not shown",
+    )
+    notes = {n.id: n.note for n in _walk(root) if n.kind == "artefact" and n.note}
+    assert notes[f"retrieved/{corpus}"] == "has changed since it was read"
+    assert root.whole
+    # Other recipes' answers have their passages all the same.
+    other = trace(lake.root / DATABASE, _answer(lake, "method = 'rag' AND k = 3"))
+    assert len(_by_kind(other)["chunk"]) == 3
+    chains = [f for f in audit(lake).findings if f.area == "chains"]
+    assert {f.kind for f in chains} == {"stale"}
+    assert str(ran) in {f.artefact for f in chains}
+    assert audit(lake).whole < audit(lake).answers

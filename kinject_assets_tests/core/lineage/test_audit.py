@@ -1,5 +1,7 @@
 import dataclasses
+import errno
 import json
+import os
 import shutil
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -8,9 +10,13 @@ from typing import Any
 
 import pytest
 
+from kinject_assets.config import Profile
+from kinject_assets.core.corpus.releases import Release
+from kinject_assets.core.lineage import audit as module
 from kinject_assets.core.lineage.audit import Audit, Logged, audit
 from kinject_assets.core.lineage.findings import Finding
-from kinject_assets.core.manifest import Manifest
+from kinject_assets.core.manifest import Manifest, file_sha256
+from kinject_assets.core.plan import CODE_VERSIONS, Plan
 from kinject_assets.core.results.loader import DATABASE
 from kinject_assets.core.results.tables import fetch
 from kinject_assets.core.schema import Article
@@ -39,6 +45,12 @@ def _events(store: Store) -> dict[str, Logged]:
     return {str(cell): Logged(m.logical_version, m.seal, now) for cell, m in store.published()}
 
 
+def _logs(store: Store) -> Callable[[object], dict[str, Logged]]:
+    """A log that has the last event of all that is there now."""
+    events = _events(store)
+    return lambda _: events
+
+
 def _edit(store: Store, cell: Cell, **changes: Any) -> None:
     """Edits a manifest by hand."""
     path = store.folder(cell) / MANIFEST
@@ -46,7 +58,7 @@ def _edit(store: Store, cell: Cell, **changes: Any) -> None:
 
 
 def test_a_whole_lake_is_sound(finished: Store) -> None:
-    verdict = audit(finished, events=_events(finished))
+    verdict = audit(finished, events=_logs(finished))
     assert verdict.ok, str(verdict)
     assert verdict.checked == len(finished.published())
     assert verdict.rows > verdict.answers == verdict.whole > 3000
@@ -84,7 +96,7 @@ def test_what_rests_on_a_checkpoint_is_counted(study: Store) -> None:
 def test_a_missing_file_and_a_missing_artefact(study: Store) -> None:
     study.path(CHUNKS, "chunks.parquet").unlink()
     shutil.rmtree(study.folder(CHECKPOINT))
-    verdict = audit(study, events=_events(study))
+    verdict = audit(study, events=_logs(study))
     assert _found(verdict) == {("chunks/rivers", "missing"), (str(CHECKPOINT), "missing")}
     gone = next(f for f in verdict.findings if f.artefact == str(CHECKPOINT))
     for reader in ("answers_ft/", "answers_ft_rag/", "results"):
@@ -94,7 +106,7 @@ def test_a_missing_file_and_a_missing_artefact(study: Store) -> None:
 def test_an_artefact_that_only_the_log_knows(study: Store) -> None:
     events = _events(study)
     events["claims"] = Logged("v")
-    found = _only(audit(study, events=events))
+    found = _only(audit(study, events=lambda _: events))
     assert (found.artefact, found.kind) == ("claims", "missing")
     assert "Dagster's log" in found.detail
 
@@ -111,6 +123,51 @@ def test_orphaned_version_file_and_draft(study: Store) -> None:
         "extra.bin",
         "vba9876543210",
     }
+
+
+def test_a_draft_is_an_orphan_when_its_process_is_gone(study: Store) -> None:
+    with study.draft(CHUNKS), study.draft(Cell("claims")):
+        assert audit(study).ok, "they are being made"
+        for record in study.lake.glob(".work/.drafts/*.json"):
+            said = json.loads(record.read_text())
+            said["owner"]["born"] -= 86_400
+            record.write_text(json.dumps(said))
+        assert _found(audit(study)) == {("chunks/rivers", "orphaned"), ("claims", "orphaned")}
+
+
+def test_what_is_made_while_the_audit_runs_is_not_judged(study: Store) -> None:
+    old = study.manifest(CHUNKS)
+    assert old is not None
+
+    def remade(message: str, done: int | None = None, total: int | None = None) -> None:
+        if done != 1:
+            return
+        with study.draft(CHUNKS) as draft:
+            shutil.copytree(study.path(CHUNKS, "."), draft, dirs_exist_ok=True)
+            study.publish(
+                CHUNKS,
+                draft,
+                partition=old.partition,
+                logical_version="newer",
+                fingerprint=old.fingerprint,
+                code_version=old.code_version,
+                inputs=old.inputs,
+                config=old.config,
+                started_at=synthetic.NOW,
+            )
+
+    assert audit(study, report=remade).ok
+    after = _found(audit(study))
+    assert ("questions/rivers", "stale") in after
+    assert {kind for _, kind in after} == {"stale"}
+
+
+def test_an_event_may_come_a_moment_after_its_manifest(study: Store) -> None:
+    whole = _events(study)
+    late = {name: event for name, event in whole.items() if name != str(CHUNKS)}
+    logs = iter([late, whole])
+    assert audit(study, events=lambda _: next(logs)).ok
+    assert _found(audit(study, events=lambda _: late)) == {("chunks/rivers", "orphaned")}
 
 
 def test_unfinished_work_is_no_orphan(study: Store) -> None:
@@ -171,7 +228,7 @@ def test_an_edit_under_a_new_seal_contradicts_the_log(study: Store) -> None:
     edited = dataclasses.replace(Manifest.read(path), seeds={"training": 7}).sealed()
     path.write_text(edited.to_json())
     assert audit(study).ok, "no other witness than the log"
-    found = _only(audit(study, events=events))
+    found = _only(audit(study, events=lambda _: events))
     assert (found.artefact, found.kind, found.file) == ("chunks/rivers", "changed", MANIFEST)
     assert "(seeds)" in found.detail
 
@@ -179,14 +236,14 @@ def test_an_edit_under_a_new_seal_contradicts_the_log(study: Store) -> None:
 def test_a_manifest_without_its_seal_contradicts_the_log(study: Store) -> None:
     events = _events(study)
     _edit(study, CHUNKS, seal="")
-    assert _found(audit(study, events=events)) == {("chunks/rivers", "changed")}
+    assert _found(audit(study, events=lambda _: events)) == {("chunks/rivers", "changed")}
 
 
 def test_manifests_and_events_of_old_have_no_seal(study: Store) -> None:
     for cell, _ in study.published():
         _edit(study, cell, seal="")
     events = {name: Logged(e.version) for name, e in _events(study).items()}
-    assert audit(study, events=events).ok
+    assert audit(study, events=lambda _: events).ok
 
 
 def test_an_eleventh_paraphrase_makes_no_shorter_recipe_stale(
@@ -207,8 +264,94 @@ def test_an_eleventh_paraphrase_makes_no_shorter_recipe_stale(
 def test_a_torn_manifest_accuses_nothing_else(study: Store) -> None:
     events = _events(study)
     (study.folder(CHUNKS) / MANIFEST).write_text("{")
-    found = _only(audit(study, events=events))
+    found = _only(audit(study, events=lambda _: events))
     assert (found.artefact, found.kind, found.file) == ("chunks/rivers", "changed", MANIFEST)
+
+
+def test_a_manifest_of_another_shape_is_named(study: Store) -> None:
+    _edit(study, CHUNKS, files=[])
+    _edit(study, ARTICLES, inputs=None)
+    verdict = audit(study)
+    assert {(f.artefact, f.kind, f.file) for f in verdict.findings} == {
+        (str(cell), "changed", MANIFEST) for cell in (CHUNKS, ARTICLES)
+    }
+
+
+def test_a_file_that_cannot_be_read_is_named(study: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = study.path(CHUNKS, "chunks.parquet")
+    sha256 = module.file_sha256
+
+    def fails(file: Path) -> str:
+        if file == path:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(file))
+        return sha256(file)
+
+    monkeypatch.setattr(module, "file_sha256", fails)
+    found = _only(audit(study))
+    assert (found.artefact, found.kind) == ("chunks/rivers", "changed")
+    assert found.detail.endswith("chunks.parquet cannot be read: Input/output error")
+
+
+@pytest.fixture
+def release(study: Store, rewrite: Rewrite) -> Profile:
+    """A profile of which one corpus is a frozen release, and the lake as made by it."""
+    folder = study.lake / "releases" / EVENTS
+    folder.mkdir(parents=True)
+    frozen = folder / "frozen.jsonl"
+    frozen.write_text('{"article_id": "article1"}\n')
+    record = Release(
+        corpus="events-current",
+        month="2031-04",
+        number=1,
+        key=EVENTS,
+        first_month="2031-04",
+        version="v",
+        revisions="r",
+        frozen_sha256=file_sha256(frozen),
+        pages=1,
+        frozen_at="2031-05-01",
+    )
+    (folder / "release.json").write_text(json.dumps(dataclasses.asdict(record)))
+    said = synthetic.profile().model_dump(mode="json")
+    said["contact"] = "someone@example.org"
+    said["wikis"] = {"w": {"api_url": "https://example.org/w/api.php"}}
+    said["corpora"][EVENTS]["source"] = {"kind": "wiki", "wiki": "w", "frozen": str(frozen)}
+    profile = Profile.model_validate(said)
+    plan = Plan(profile, study)
+    for cell, _ in study.published():
+        config = json.loads(json.dumps(plan.config(cell)))
+        rewrite(study, cell, code_version=CODE_VERSIONS[cell.asset], config=config)
+    return profile
+
+
+def test_a_damaged_release_accuses_no_setting(study: Store, release: Profile) -> None:
+    before = _found(audit(study, release))
+    frozen = study.lake / "releases" / EVENTS / "frozen.jsonl"
+    frozen.write_text(frozen.read_text().replace("1", "2"))
+    verdict = audit(study, release)
+    assert _found(verdict) - before == {(f"articles/{EVENTS}", "changed")}
+    (found,) = [f for f in verdict.findings if f.kind == "changed"]
+    assert str(frozen) in found.detail
+    assert "backup" in found.mend
+    assert dict(found.rests)["chunks"] == 1
+    frozen.unlink()
+    assert _found(audit(study, release)) - before == {(f"articles/{EVENTS}", "missing")}
+
+
+def test_torn_records_of_releases_and_reviews_are_named(study: Store, release: Profile) -> None:
+    before = _found(audit(study, release))
+    journal = study.lake / "reviews" / "rivers.jsonl"
+    journal.parent.mkdir()
+    journal.write_text("{\n{}\n")
+    verdict = audit(study, release)
+    assert _found(verdict) - before == {("questions/rivers", "changed")}
+    (found,) = [f for f in verdict.findings if f.kind == "changed"]
+    assert str(journal) in found.detail
+    assert "take that line out" in found.mend
+    (study.lake / "releases" / EVENTS / "release.json").write_text("{")
+    (found,) = [f for f in audit(study, release).findings if f.kind == "changed"]
+    assert (found.artefact, found.file) == (f"articles/{EVENTS}", "release.json")
+    assert "not the record of a release" in found.detail
 
 
 def test_events_are_compared(study: Store) -> None:
@@ -216,7 +359,7 @@ def test_events_are_compared(study: Store) -> None:
     events["chunks/rivers"] = Logged("another")
     del events["retrieved/rivers"]
     events["embeddings/rivers"] = Logged("gone")
-    assert _found(audit(study, events=events)) == {
+    assert _found(audit(study, events=lambda _: events)) == {
         ("chunks/rivers", "changed"),
         ("retrieved/rivers", "orphaned"),
         ("embeddings/rivers", "missing"),
@@ -226,7 +369,7 @@ def test_events_are_compared(study: Store) -> None:
 def test_after_a_crash_the_log_is_behind_and_the_manifest_is_not_accused(study: Store) -> None:
     events = _events(study)
     events["chunks/rivers"] = Logged(events["chunks/rivers"].version, "an older seal", at=0.0)
-    found = _only(audit(study, events=events))
+    found = _only(audit(study, events=lambda _: events))
     assert (found.artefact, found.file) == ("chunks/rivers", "")
     assert "reports it again" in found.mend
 
@@ -236,7 +379,7 @@ def test_the_audits_own_artefact_does_not_accuse_itself(study: Store, rewrite: R
     synthetic.publish(study, cell, {"rows": (Article, [])}, [CHUNKS])
     rewrite(study, cell, inputs={str(CHUNKS): "older"})
     with study.draft(cell):
-        assert audit(study, events=_events(study)).ok
+        assert audit(study, events=_logs(study)).ok
 
 
 def test_the_profile_makes_old_settings_stale(study: Store) -> None:
@@ -247,8 +390,6 @@ def test_the_profile_makes_old_settings_stale(study: Store) -> None:
 
 
 def test_changed_settings_are_named(study: Store, rewrite: Rewrite) -> None:
-    from kinject_assets.core.plan import CODE_VERSIONS, Plan
-
     profile = synthetic.profile()
     plan = Plan(profile, study)
     for cell, _ in study.published():

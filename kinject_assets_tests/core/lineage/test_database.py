@@ -2,12 +2,14 @@
 
 import shutil
 from collections.abc import Callable
+from pathlib import Path
 
 import duckdb
 import pytest
 
 from kinject_assets.core.lineage.audit import Audit, audit
 from kinject_assets.core.lineage.findings import Finding
+from kinject_assets.core.results.digests import content_version, write_digests
 from kinject_assets.core.results.loader import DATABASE
 from kinject_assets.core.schema import Article
 from kinject_assets.core.store import Cell, Store
@@ -215,6 +217,22 @@ def test_chunks_of_a_revision_that_is_gone_are_stale_not_broken(lake: Store) -> 
     assert 0 < found.answers == verdict.answers - verdict.whole
 
 
+def test_a_damaged_block_is_no_row_that_is_gone(study: Store) -> None:
+    database = study.root / DATABASE
+    blocks = "SELECT block_id FROM pragma_storage_info('answers') WHERE block_id >= 0"
+    block = min(_rows(study, blocks))[0]
+    with database.open("r+b") as handle:
+        # Three headers, then blocks of 256 KiB, each with its checksum in front.
+        handle.seek(3 * 4096 + block * 256 * 1024 + 100)
+        byte = handle.read(1)[0]
+        handle.seek(-1, 1)
+        handle.write(bytes([byte ^ 0xFF]))
+    told = [f for f in audit(study).findings if f.table == "answers" and f.area == "rows"]
+    assert [(f.artefact, f.kind) for f in told] == [(DATABASE, "changed")]
+    assert "table answers cannot be read: " in told[0].detail
+    assert "gone" not in told[0].detail
+
+
 def test_without_digests_answers_are_compared_with_the_lake(lake: Store) -> None:
     base = "answers_base/rivers/tiny"
     _change(
@@ -229,3 +247,39 @@ def test_without_digests_answers_are_compared_with_the_lake(lake: Store) -> None
     shutil.rmtree(lake.lake / "answers_rag")
     found = _one(audit(lake), "rows")
     assert (found.artefact, found.kind, found.table) == (DATABASE, "orphaned", "answers")
+
+
+def test_views_and_added_tables_are_named(study: Store) -> None:
+    assert audit(study).ok
+    _change(
+        study,
+        "CREATE OR REPLACE VIEW table2 AS SELECT 1 AS corpus",
+        "DROP VIEW rag_errors",
+        "CREATE VIEW better AS SELECT 2",
+        "CREATE TABLE extra AS SELECT 3",
+    )
+    found = [(f.kind, f.detail.partition(":")[0]) for f in _of(audit(study), "rows")]
+    assert sorted(found) == [
+        ("changed", "view table2"),
+        ("missing", "view rag_errors"),
+        ("orphaned", "table extra (1 rows) is in no artefact"),
+        ("orphaned", "view better"),
+    ]
+
+
+def test_the_version_of_the_rows_follows_numbers_and_not_who_made_them(
+    study: Store, tmp_path: Path
+) -> None:
+    versions: list[str] = []
+    for number, statement in enumerate(
+        (
+            "SELECT 1",
+            "UPDATE artefacts SET run_id = 'another'",
+            "UPDATE models SET knowledge_cutoff = '2031-04-30'",
+        )
+    ):
+        _change(study, statement)
+        with duckdb.connect(str(study.root / DATABASE)) as connection:
+            write_digests(connection, tmp_path / f"{number}.parquet")
+        versions.append(content_version(tmp_path / f"{number}.parquet"))
+    assert versions[0] == versions[1] != versions[2]

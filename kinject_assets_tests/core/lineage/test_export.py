@@ -232,3 +232,16 @@ def test_prov_says_who_wrote_and_what_it_was_derived_from(document: str) -> None
 def test_without_results_there_is_nothing_to_export(tmp_path: Path, write: Any) -> None:
     with pytest.raises(MissingArtefact, match="kinject run"):
         write(tmp_path / DATABASE, tmp_path / "out")
+
+
+def test_every_input_is_an_output_in_the_same_version(events: list[dict[str, Any]]) -> None:
+    def named(side: str) -> set[tuple[str, str]]:
+        return {
+            (d["name"], d["facets"]["version"]["datasetVersion"])
+            for event in events
+            for d in event[side]
+            if d["namespace"].startswith("kinject/")
+        }
+
+    assert ("paraphrases/events-2031-04#p04", "first 4") in named("inputs")
+    assert named("inputs") <= named("outputs")

@@ -83,6 +83,11 @@ def test_the_rule_for_bottlenecks(rag: float, oracle: float, expected: Bottlenec
     assert bottleneck(rag, oracle, 60, 0.25) == expected
 
 
+@pytest.mark.parametrize(("n", "expected"), [(6, "unknown"), (29, "unknown"), (30, "model")])
+def test_a_handful_of_questions_does_not_blame_the_model(n: int, expected: Bottleneck) -> None:
+    assert bottleneck(0.3, 0.3, n, 0.25) == expected
+
+
 def test_a_tally_decides_and_adds_up() -> None:
     tally = Tally(2)
     assert tally.findings() == {}
@@ -137,6 +142,9 @@ def test_how_many_more_and_why_it_stopped() -> None:
     many = replace(undecided, more_questions=None, stopped="time")
     assert sentences(many)[1].startswith("More than 2,000 further questions")
     assert "more --questions" in next_steps(undecided)[0]
+    used_up = next_steps(replace(undecided, stopped="passages"))
+    assert "add documents, or raise exams.keep" in used_up[0]
+    assert not any("--questions" in step for step in used_up), "no more can be asked"
     assert len(sentences(FOUND)) == 3, "what is decided needs no more questions"
 
 
@@ -146,7 +154,9 @@ def test_how_many_more_and_why_it_stopped() -> None:
         ("retrieval", "Retrieval is the bottleneck: the right passage was found for 55 %"),
         ("reading", "Reading is the bottleneck: the right passage was found for 55 %"),
         ("neither", "Nothing much is left to mend"),
-        ("model", "The model is the bottleneck: even with the right passage in front"),
+        ("model", "The model seems to be the bottleneck: even with the right passage in front"),
+        ("model", "answers 0.78, which is not shown to be better than chance (0.25)"),
+        ("unknown", "On 60 questions it cannot be told what holds RAG back"),
     ],
 )
 def test_a_sentence_for_each_bottleneck(name: Bottleneck, says: str) -> None:
@@ -169,7 +179,7 @@ def test_fine_tuning_is_reckoned() -> None:
 @pytest.mark.parametrize(
     ("stopped", "asked", "says"),
     [
-        ("budget", 0, "the budget was reached"),
+        ("budget", 0, "none was complete when the budget was reached. What was paid for is kept"),
         ("time", 0, "the time was up"),
         ("passages", 0, "no passage of the documents is long enough"),
         ("passages", 30, "vague (4); two options are right (3); a (2)"),
@@ -186,6 +196,7 @@ def test_no_question(stopped: Stopped, asked: int, says: str) -> None:
 
 
 def test_what_to_mind() -> None:
+    assert any("Asked was org/model" in line for line in caveats(FOUND))
     assert any("writer-1" in line and "nobody" in line for line in caveats(FOUND))
     assert not any("lab" in line for line in caveats(FOUND))
     lab = replace(FOUND, setting=replace(SETTING, lab_writer=True, lab_model=True))

@@ -1,11 +1,13 @@
 """A pilot on a handful of the lab's documents, with its server, its model and its encoder."""
 
 import json
+import os
 import random
+import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +15,15 @@ import pytest
 from click.testing import CliRunner, Result
 
 from kinject_assets.cli import main
-from kinject_assets.config import home, load_profile
-from kinject_assets.core.errors import LLMError
-from kinject_assets.core.exams.writing import write_exam
+from kinject_assets.config import Profile, home, lab_data, load_profile
+from kinject_assets.core.errors import BudgetExceeded, LLMError, ProfileError
+from kinject_assets.core.exams.writing import Written, write_exam
 from kinject_assets.core.llm.client import LLMClient
 from kinject_assets.core.llm.ledger import Ledger
-from kinject_assets.core.quick.pilot import spread
-from kinject_assets.core.schema import Chunk
+from kinject_assets.core.progress import silent
+from kinject_assets.core.quick.pilot import Bench, Exam, Studied, spread
+from kinject_assets.core.quick.preparing import Wanted, prepare
+from kinject_assets.core.schema import Chunk, Question
 from kinject_assets.core.store import read_rows
 from kinject_assets.lab.grammar import tell
 from kinject_assets.lab.things import draw_things
@@ -131,6 +135,90 @@ def test_passages_are_taken_of_all_documents_in_turn() -> None:
     assert [row.ordinal for row in order] != sorted(row.ordinal for row in order)
 
 
+QUESTION = Question(
+    question_id="q1",
+    origin="llm",
+    stem="What is it?",
+    options=["a", "b"],
+    gold=0,
+    chunk_id="c1",
+    generator="writer",
+    generation_id="g1",
+    triage="",
+    split="test",
+    retired=False,
+)
+
+
+@pytest.fixture
+def weighed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Profile, Path, Path]:
+    """A profile, its model (its settings and a file of weights) and its encoder, a copy."""
+    monkeypatch.setenv("KINJECT_HOME", str(tmp_path / "home"))
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "a.txt").write_text("The harbour was rebuilt in 1902.")
+    model = tmp_path / "model"
+    model.mkdir()
+    settings = {"model_type": "llama", "max_position_embeddings": 8192}
+    (model / "config.json").write_text(json.dumps(settings))
+    (model / "model.safetensors").write_bytes(b"weights")
+    encoder = Path(shutil.copytree(lab_data() / "encoder", tmp_path / "encoder"))
+    profile, _ = prepare(
+        Wanted(
+            folder=tmp_path / "docs",
+            model=str(model),
+            base_url="lab",
+            encoder=str(encoder),
+            out=tmp_path / "p.yaml",
+        )
+    )
+    return profile, model, encoder
+
+
+def test_no_answer_passes_for_another_models(weighed: tuple[Profile, Path, Path]) -> None:
+    profile, model, encoder = weighed
+
+    def names(profile: Profile) -> tuple[str, str]:
+        bench = Bench(Studied.of(profile, str(model)), Path("pilot"), [], silent)
+        return bench.folder.name, bench.batch([QUESTION])
+
+    def changed(part: str, **values: object) -> Profile:
+        other = getattr(profile, part).model_copy(update=values)
+        return profile.model_copy(update={part: other})
+
+    vectors, answers = names(profile)
+    assert names(changed("scoring", batch_size=3, device="cpu")) == (vectors, answers)
+    for other in (
+        changed("scoring", choice_format="letter"),
+        changed("scoring", add_bos=True),
+        changed("retrieval", query="question_and_options"),
+        profile.model_copy(
+            update={"models": {"model": profile.models["model"].model_copy(update={"dtype": "x"})}}
+        ),
+    ):
+        assert names(other)[0] == vectors
+        assert names(other)[1] != answers
+    assert names(changed("retrieval", index="hnsw"))[0] != vectors
+    (model / "model.safetensors").write_bytes(b"trained")
+    assert names(profile)[0] == vectors
+    assert names(profile)[1] != answers
+    with (encoder / "model.safetensors").open("r+b") as weights:
+        weights.seek(-4, os.SEEK_END)
+        weights.write(b"\x00\x00\x80\x3f")
+    assert names(profile)[0] != vectors
+
+
+def test_the_model_that_is_named_is_asked(weighed: tuple[Profile, Path, Path]) -> None:
+    profile, model, _ = weighed
+    mine = profile.models["model"]
+    first = mine.model_copy(update={"source": "org/first"})
+    both = profile.model_copy(update={"models": {"first": first, "model": mine}})
+    assert Studied.of(both, str(model)).model == "model"
+    assert Studied.of(both, str(model)).setting.model == "model"
+    assert Studied.of(both, "org/first").model == "first"
+    with pytest.raises(ProfileError, match="none has the source org/other"):
+        Studied.of(both, "org/other")
+
+
 def test_a_budget_that_is_too_small_ends_with_a_sentence(folder: Path) -> None:
     write_documents(folder / "poor", 4, seed=8)
     done = quick("poor", *LAB, "--minutes", 1e-9)
@@ -141,7 +229,37 @@ def test_a_budget_that_is_too_small_ends_with_a_sentence(folder: Path) -> None:
     path.write_text(path.read_text().replace("[0, 0]", "[9, 9]"))
     done = quick("poor", "--model", "lab:lab-llama", "--budget", 0)
     assert done.exit_code == 0, done.output
-    assert "the budget was reached before one was written" in " ".join(done.stdout.split())
+    assert "none was complete when the budget was reached" in " ".join(done.stdout.split())
+
+
+def test_a_budget_that_reaches_for_fewer_passages_is_used(
+    folder: Path, pilot: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is in the ledger is free: the passages that it holds are asked about."""
+    profile = load_profile("quick-comets.yaml")
+    (chunks,) = (home(profile) / "pilot").glob("*/chunks.parquet")
+    order = spread(read_rows(chunks, Chunk), profile.exams.seed)
+    client = LLMClient(
+        profile.llm,
+        base_url="http://127.0.0.1:9/v1",
+        ledger=Ledger(home(profile) / "lake" / "llm_ledger"),
+    )
+
+    def write_paid(asked: Sequence[Chunk], **options: Any) -> Written:
+        if len(asked) > 7:
+            raise BudgetExceeded.before(0.1, 1.0, 1.0)
+        return write_exam(asked, **options)
+
+    monkeypatch.setattr("kinject_assets.core.quick.pilot.write_exam", write_paid)
+    exam = Exam(Studied.of(profile, "lab:lab-llama"), order, client, silent)
+    reached: list[int] = []
+    for _ in range(3):
+        exam.write()
+        reached.append(exam.passages)
+    assert reached == [5, 6, 7]
+    with pytest.raises(BudgetExceeded):
+        exam.write()
+    assert exam.passages == 7
 
 
 def test_documents_too_short_to_ask_about(folder: Path) -> None:
@@ -201,6 +319,7 @@ def test_ctrl_c_and_the_same_command_again(tmp_path: Path) -> None:
     _, rest = process.communicate(timeout=120)
     assert process.returncode == 130, "".join(said) + rest
     assert "start the same command again" in rest
+    assert "what was received is kept" in rest
     began = time.monotonic()
     done = subprocess.run(
         words, cwd=tmp_path, env=environment(tmp_path / "home"), capture_output=True, text=True

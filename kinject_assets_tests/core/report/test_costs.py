@@ -20,7 +20,7 @@ def operation(rag: Cost | None, ft: Cost | None) -> Operation:
     return Operation(corpus="c", model="m", recipe="full.p00", costs=costs)
 
 
-def cost(update: float, question: float | None, usd: float = 0.0) -> Cost:
+def cost(update: float, question: float | None, usd: float | None = 0.0) -> Cost:
     return Cost(update_seconds=update, update_usd=usd, question_seconds=question)
 
 
@@ -28,6 +28,8 @@ def test_a_month_by_hand() -> None:
     # An hour of training and 2 USD of paraphrases twice, 3,600 answers of a second, 3 USD an hour.
     assert cost(3600, 1.0, usd=2.0).monthly(3600, 2, 3.0) == pytest.approx(2 * (3 + 2) + 3)
     assert cost(3600, None).monthly(1, 1, 1) is None
+    assert cost(3600, 1.0, usd=None).monthly(1, 1, 1) is None
+    assert cost(3600, 1.0, usd=None).monthly(3600, 0, 3.0) == 3.0, "nothing is written anew"
 
 
 @pytest.mark.parametrize(
@@ -43,6 +45,7 @@ def test_a_month_by_hand() -> None:
         (cost(1, 1.0), cost(1, 1.0), "equal"),
         (cost(1, None), cost(1, 1.0), "no answer's time was measured"),
         (cost(1, 1.0), None, "needs RAG and FT"),
+        (cost(1, 1.0), cost(1, 1.0, usd=None), "no price"),
     ],
 )
 def test_break_even_by_hand(rag: Cost | None, ft: Cost | None, said: str) -> None:
@@ -87,6 +90,50 @@ def test_answers_that_were_taken_over_took_no_time(database: Path) -> None:
     for found in read_operations(database, synthetic.profile(), judged):
         assert {c.question_seconds for c in found.costs.values()} == {None}
         assert found.break_even() == "no answer's time was measured"
+
+
+@pytest.mark.parametrize("known", ["generation_id <> 'g2'", "false"])
+def test_an_unknown_price_is_not_nothing(database: Path, known: str) -> None:
+    with duckdb.connect(str(database)) as connection:
+        connection.execute(f"UPDATE generations SET cost_usd = NULL WHERE NOT ({known})")
+    evidence = read_evidence(database)
+    judged = judge_all(evidence, fetch(database, "SELECT * FROM corpora").dicts(), [])
+    for found in read_operations(database, synthetic.profile(), judged):
+        assert found.costs["rag"].update_usd == 0.0
+        assert found.costs["ft"].update_usd is None
+        assert found.break_even() == "no price"
+
+
+def test_a_text_with_one_price_unknown_has_none(database: Path) -> None:
+    """Of the paraphrases of one ordinal some were priced."""
+    with duckdb.connect(str(database)) as connection:
+        connection.execute("UPDATE generations SET cost_usd = NULL WHERE generation_id = 'g1'")
+        connection.execute(
+            "UPDATE paraphrases SET generation_id = 'g1' WHERE paraphrase_id = "
+            "(SELECT min(paraphrase_id) FROM paraphrases WHERE purpose = 'validation')"
+        )
+    judged = judge_all(
+        read_evidence(database), fetch(database, "SELECT * FROM corpora").dicts(), []
+    )
+    found = read_operations(database, synthetic.profile(), judged)
+    assert None in [operation.costs["ft"].update_usd for operation in found]
+
+
+@pytest.mark.parametrize(("kept", "measured"), [(0.4, True), (0.6, False)])
+def test_seconds_of_an_artefact_that_took_most_over_are_not_an_answers(
+    database: Path, kept: float, measured: bool
+) -> None:
+    with duckdb.connect(str(database)) as connection:
+        connection.execute(
+            "UPDATE answers SET run_id = 'earlier' WHERE answer_id IN (SELECT answer_id FROM "
+            "(SELECT answer_id, percent_rank() OVER (PARTITION BY condition_id ORDER BY answer_id)"
+            f" AS place FROM answers) WHERE place < {kept})"
+        )
+    judged = judge_all(
+        read_evidence(database), fetch(database, "SELECT * FROM corpora").dicts(), []
+    )
+    for found in read_operations(database, synthetic.profile(), judged):
+        assert (found.costs["rag"].question_seconds is not None) == measured
 
 
 def test_what_was_spent(database: Path) -> None:

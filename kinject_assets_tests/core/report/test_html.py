@@ -13,6 +13,7 @@ from kinject_assets.config import Lab, Profile
 from kinject_assets.core.errors import BrokenArtefact, MissingArtefact
 from kinject_assets.core.plan import CODE_VERSIONS
 from kinject_assets.core.report import html
+from kinject_assets.core.report.evidence import Answering
 from kinject_assets.core.report.figures import FIGURES, Source, figure_version
 from kinject_assets.core.report.html import render_report, write_report
 from kinject_assets.core.results.diff import since_last
@@ -347,6 +348,56 @@ def test_what_changed_since_the_results_before(built: Store, tmp_path: Path, pag
     section = _section(text, "changes")
     assert since_last(database) is not None
     assert "2031-05-01" in section and "rivers" in section
+
+
+@pytest.mark.usefixtures("unillustrated")
+@pytest.mark.parametrize(
+    ("price", "said"),
+    [
+        (2.0, "2 USD an hour (profile: hardware.usd_per_hour)"),
+        (None, "3 USD an hour (assumed: the profile has no price)"),
+        (0.0, "3 USD an hour (assumed: the profile gives a price of 0)"),
+    ],
+)
+def test_where_the_price_comes_from(built: Store, price: float | None, said: str) -> None:
+    profile = synthetic.profile()
+    hardware = profile.hardware.model_copy(update={"usd_per_hour": price})
+    page = render_report(built.root / DATABASE, profile.model_copy(update={"hardware": hardware}))
+    assert said in page
+    assert "only kept texts are counted" in page
+
+
+def test_a_cell_shows_the_most_paraphrases_of_its_own_training() -> None:
+    def system(method: str, recipe: str) -> Answering:
+        return Answering(
+            condition_id="id",
+            corpus="c",
+            model="m",
+            recipe=recipe,
+            seed=0,
+            method=method,
+            shots=0,
+            k=0,
+            retriever="",
+            n=1,
+            accuracy=1.0,
+            ci_low=0.0,
+            ci_high=1.0,
+            main=True,
+            outcomes={},
+        )
+
+    systems = [
+        system(method, recipe)
+        for method in ("ft", "ft_rag")
+        for recipe in ("full.p00", "full.p02", "full.r02", "lora.p04", "lora.r04")
+    ]
+    cells = html.Cells(systems, None)
+    shown = {
+        column: cells(2, {"corpus": "c", "model": "m"}, column).system
+        for column in ("ft_par", "ft_ctl", "ft_par_rag")
+    }
+    assert shown == {"ft_par": 1, "ft_ctl": 2, "ft_par_rag": 6}
 
 
 def test_optimism_is_a_number(rich: Store, rich_page: str) -> None:

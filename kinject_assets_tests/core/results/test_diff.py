@@ -4,12 +4,15 @@ import gc
 import json
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
 import duckdb
 import pytest
 
+from kinject_assets.core.manifest import Manifest
+from kinject_assets.core.results.causes import Cause
 from kinject_assets.core.results.diff import (
     Diff,
     compare,
@@ -19,8 +22,10 @@ from kinject_assets.core.results.diff import (
     summary,
 )
 from kinject_assets.core.results.history import history, keep
+from kinject_assets.core.results.loader import build_database
 from kinject_assets.core.results.sides import Side
 from kinject_assets.core.results.tables import QueryError
+from kinject_assets.core.store import MANIFEST, Cell, Store
 from kinject_assets_tests.core.results.synthetic import NOW
 from kinject_assets_tests.core.results.worlds import ARTICLES, BRILL, World
 
@@ -220,3 +225,61 @@ def test_summary_and_last_change(made: Made, tmp_path: Path) -> None:
     rows = summary(Side(history(tmp_path)[1].path, "then"), Side(database, "now"))
     assert rows["causes"][0]["what"] == BRILL
     assert {row["won"] + row["lost"] + row["still wrong"] for row in rows["accuracy"]} - {0}
+
+
+def test_retrievers_without_an_index_are_not_blamed_on_it(made: Made) -> None:
+    found = differ(
+        made, World(retriever="lexical"), World(retriever="lexical", encoder="encoder-b")
+    )
+    assert kinds(found, "rag")
+    causes = {str(c) for causes in kinds(found).values() for c in causes}
+    assert causes == {"ranked otherwise"}
+
+
+def test_a_text_that_changed_after_training_is_not_called_the_same(
+    made: Made, tmp_path: Path
+) -> None:
+    edited = World(articles=ARTICLES | {BRILL: "2"})
+    database = edited.write(tmp_path / "world")
+    # The corpus moves on, and the checkpoint waits.
+    store = Store(tmp_path / "world")
+    _rewrite(store, Cell("chunks", (edited.corpus,)), logical_version="moved on")
+    asked = Cell("answers_rag", (edited.corpus, "tiny"))
+    _rewrite(store, asked, inputs={f"retrieved/{edited.corpus}": "as it was then"})
+    build_database(store, edited.profile())
+    found = compare(Side(made(World()), "then"), Side(database, "now"))
+    causes = {c.kind for key in kinds(found, "ft") for c in _causes_of(found, key)}
+    assert causes == {"training text"}
+    causes = {c.kind for key in kinds(found, "rag") for c in _causes_of(found, key)}
+    assert causes == {"passages not known"}
+
+
+def _rewrite(store: Store, cell: Cell, **changes: object) -> None:
+    path = store.folder(cell) / MANIFEST
+    path.write_text(replace(Manifest.read(path), **changes).sealed().to_json())  # pyright: ignore[reportArgumentType]
+
+
+def _causes_of(found: Diff, key: str) -> set[Cause]:
+    return {
+        cause
+        for flip in found.flips
+        if f"{flip.system} {flip.question_id}" == key
+        for cause in flip.causes
+    }
+
+
+@pytest.mark.parametrize("lacking", ["before", "after"])
+def test_a_question_that_one_side_does_not_know(made: Made, tmp_path: Path, lacking: str) -> None:
+    worlds = {"before": World(), "after": World(encoder="encoder-b")}
+    sides = {}
+    for name, world in worlds.items():
+        sides[name] = Side(tmp_path / f"{name}.duckdb", name)
+        sides[name].database.write_bytes(made(world).read_bytes())
+    whole = compare(sides["before"], sides["after"])
+    lost = whole.flips[0].question_id
+    with closing(duckdb.connect(str(sides[lacking].database))) as connection:
+        # As after a review that has rejected it: its answers stay until they are made again.
+        connection.execute("DELETE FROM questions WHERE question_id = ?", [lost])
+    found = compare(sides["before"], sides["after"])
+    stems = {flip.question_id: flip.stem for flip in whole.flips}
+    assert {flip.question_id: flip.stem for flip in found.flips} == stems

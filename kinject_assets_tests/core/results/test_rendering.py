@@ -138,3 +138,17 @@ def test_a_narrow_terminal_gets_the_same_cells(built: Store) -> None:
     for cell in ("0.267 [0.17, 0.39]", "base_rag"):
         assert cell in wide
         assert cell in narrow
+
+
+def test_what_is_nested_is_plain_all_the_way_down() -> None:
+    row = ([date(2031, 5, 1), None], [1.5, float("nan"), [float("-inf")]], {"at": Decimal("0.5")})
+    names = ("days", "numbers", "struct")
+    (read,) = json.loads("\n".join(rendered(names, [row], "json")))
+    assert read == {
+        "days": ["2031-05-01", None],
+        "numbers": [1.5, None, [None]],
+        "struct": {"at": 0.5},
+    }
+    text = "\n".join(rendered(names, [row], "csv"))
+    (fields,) = csv.DictReader(io.StringIO(text))
+    assert {name: json.loads(value) for name, value in fields.items()} == read

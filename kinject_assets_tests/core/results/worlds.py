@@ -44,6 +44,7 @@ class World:
     shots: int = 0
     nudge: str = ""
     corpus: str = "handbook"
+    retriever: str = "dense"
 
     def chunks(self) -> list[schema.Chunk]:
         """Two passages of each article."""
@@ -96,7 +97,7 @@ class World:
                 schema.Retrieved(
                     corpus=self.corpus,
                     question_id=question.question_id,
-                    retriever="dense",
+                    retriever=self.retriever,
                     rank=rank,
                     chunk_id=chunks[at].chunk_id,
                     score=1 / rank,
@@ -173,7 +174,7 @@ class World:
                 method=method,
                 shots=self.shots,
                 k=k,
-                retriever="dense" if k else "",
+                retriever=self.retriever if k else "",
                 query="question" if k else "",
                 choice_format="letter",
                 rotation=False,
@@ -194,7 +195,14 @@ class World:
         _publish(store, "faiss_index", at, config={"index": "auto"}, articles=articles)
         config = {"encoder": encoder, "depth": 10}
         _publish(store, "retrieved", at, config=config, retrieved=self.retrieved())
-        _publish(store, "paraphrases", at, paraphrases=self.texts(), rejections=[])
+        _publish(
+            store,
+            "paraphrases",
+            at,
+            counts={"prefixes": {"p01": content_hash(self.paraphrases, self.articles)}},
+            paraphrases=self.texts(),
+            rejections=[],
+        )
         trained = (self.corpus, f"{MODEL}.{RECIPE}")
         self._publish_checkpoint(store, trained)
         for method in ("base", "rag", "ft", "ft_rag"):
@@ -249,7 +257,10 @@ class World:
             "checkpoint",
             parts,
             config={"training": {"learning_rates": [self.learning_rate]}},
-            inputs={f"paraphrases/{self.corpus}#p01": "v"},
+            inputs={
+                key: store.input_version(key) or ""
+                for key in (f"chunks/{self.corpus}", f"paraphrases/{self.corpus}#p01")
+            },
             checkpoint=[row],
             trials=[],
             damage=[],
@@ -298,6 +309,7 @@ def _publish(
     config: Mapping[str, object] | None = None,
     libraries: Mapping[str, str] | None = None,
     inputs: Mapping[str, str] | None = None,
+    counts: Mapping[str, object] | None = None,
     **files: list,
 ) -> None:
     cell = Cell(asset, parts)
@@ -316,4 +328,5 @@ def _publish(
             started_at=NOW,
             run_id=f"run-of-{asset}",
             libraries=libraries or {},
+            counts=counts,
         )

@@ -59,9 +59,10 @@
 
   // -- Costs -------------------------------------------------------------------------------------
 
-  /** USD a month of one method. */
+  /** USD a month of one method; null where a time was not measured or a price is unknown. */
   function monthly(cost, questions, updates, price) {
     if (!cost || cost.question_seconds === null) return null;
+    if (cost.update_usd === null && updates) return null;
     const seconds = updates * cost.update_seconds + questions * cost.question_seconds;
     return updates * cost.update_usd + seconds / 3600 * price;
   }
@@ -73,7 +74,9 @@
     if (rag.question_seconds === null || ft.question_seconds === null) {
       return "no answer's time was measured";
     }
-    const more = monthly(ft, 0, updates, price) - monthly(rag, 0, updates, price);
+    const ofFt = monthly(ft, 0, updates, price), ofRag = monthly(rag, 0, updates, price);
+    if (ofFt === null || ofRag === null) return "no price";
+    const more = ofFt - ofRag;
     const slope = (rag.question_seconds - ft.question_seconds) / 3600 * price;
     if (more * slope <= 0) {
       const dear = more || -slope;
@@ -616,6 +619,30 @@
         if (this.choices.has(before)) field.value = before;
         else field.value = (order.find((c) => c.method === method) ?? order[0])?.name ?? "";
       }
+      this.fillPresets();
+    }
+
+    /** Pairs of systems that are both there; the others cannot be chosen, nor stay chosen. */
+    fillPresets() {
+      const { preset } = this.field;
+      const before = preset.value;
+      PRESETS.forEach(([, , , a, b], i) => {
+        const there = Boolean(this.best(a) && this.best(b));
+        const option = preset.querySelector(`option[value="${i}"]`);
+        option.hidden = option.disabled = !there;
+        if (!there && before === String(i)) {
+          preset.value = "";
+          this.field.a_is.value = this.field.b_is.value = "any";
+        }
+      });
+      if (preset.value !== "") this.preset();
+    }
+
+    /** Name of a method's system that the tables show, with the fewest examples. */
+    best(method) {
+      const mine = [...this.choices.values()].filter((c) => c.method === method && c.main);
+      const shots = Math.min(...mine.map((c) => c.shots));
+      return mine.find((c) => c.shots === shots)?.name;
     }
 
     changed(name) {
@@ -627,13 +654,8 @@
 
     preset() {
       const [, aIs, bIs, a, b] = PRESETS[Number(this.field.preset.value)];
-      const best = (method) => {
-        const mine = [...this.choices.values()].filter((c) => c.method === method && c.main);
-        const shots = Math.min(...mine.map((c) => c.shots));
-        return mine.find((c) => c.shots === shots)?.name;
-      };
-      this.field.a.value = best(a) ?? this.field.a.value;
-      this.field.b.value = best(b) ?? this.field.b.value;
+      this.field.a.value = this.best(a);
+      this.field.b.value = this.best(b);
       this.field.a_is.value = aIs;
       this.field.b_is.value = bIs;
     }
