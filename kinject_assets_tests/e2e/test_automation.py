@@ -8,7 +8,7 @@ import yaml
 from playwright.sync_api import Page
 
 from kinject_assets.config import load_profile
-from kinject_assets.core.plan import Plan
+from kinject_assets.core.plan import TABLES, Plan
 from kinject_assets.core.store import Cell, Store
 from kinject_assets_tests.e2e.browsing import keep, needs_chromium, pick, serving_ui
 from kinject_assets_tests.e2e.test_refresh import kinject, window
@@ -65,7 +65,7 @@ def test_a_refresh_is_carried_on_to_answers_and_tables(tmp_path: Path, page: Pag
                 all(cell in plan.cells and plan.state(cell) == "complete" for cell in waiting)
                 and current is not None
                 and current.logical_version != results.logical_version
-                and plan.state(Cell("results")) == "complete"
+                and all(plan.state(Cell(name)) == "complete" for name in TABLES)
             ):
                 break
             assert time.monotonic() < until, [f"{plan.state(cell)} {cell}" for cell in plan.cells]
