@@ -7,7 +7,7 @@ version, configuration, versions of inputs) is the one that it would get now.
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +18,6 @@ from kinject_assets.core.augmentation.registry import PLUGINS, prefix
 from kinject_assets.core.corpus.releases import with_releases
 from kinject_assets.core.corpus.sources import month_of
 from kinject_assets.core.errors import BrokenArtefact, KinjectError
-from kinject_assets.core.exams.novelty import facts_since
 from kinject_assets.core.exams.review import decisions_version, read_decisions
 from kinject_assets.core.manifest import Manifest, file_sha256, fingerprint
 from kinject_assets.core.retrieval.encoders import known_prefixes
@@ -107,9 +106,15 @@ class Plan:
 
     profile: Profile
     store: Store
+    _written: Profile = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "_written", self.profile)
         object.__setattr__(self, "profile", with_releases(self.profile, self.store.lake))
+
+    def renewed(self) -> "Plan":
+        """The plan as it is now: a release may have come meanwhile."""
+        return Plan(self._written, self.store)
 
     def _asking(self, corpus: str) -> list[Cells]:
         return [cells for cells in self.profile.grid if corpus in cells.corpora]
@@ -428,8 +433,12 @@ class Plan:
                 }
 
     def _shown(self, asset: str) -> dict[str, Any]:
-        """What tables, figures and report say of the profile itself."""
-        profile = self.profile
+        """What tables, figures and report say of the profile itself.
+
+        As a person wrote it: a release that a refresh adds, or a window that moves on with time, is
+        no change of settings.
+        """
+        profile = self._written
         scoring = profile.scoring.model_dump(
             mode="json", include={"choice_format", "rotation", "chat_template"}
         )
@@ -442,7 +451,7 @@ class Plan:
                         "title": corpus.title,
                         "table": corpus.table,
                         "exam": corpus.exam.kind,
-                        "facts_since": str(facts_since(corpus, now(profile)) or ""),
+                        "new_facts_since": str(corpus.new_facts_since or ""),
                     }
                     for name, corpus in profile.corpora.items()
                 },

@@ -82,7 +82,7 @@ def drive(
     job = definitions.resolve_implicit_global_asset_job_def()
     with Interrupts() as interrupts, _listening(_Watcher(display, outcome, interrupts)):
         for parts, group in _partitions(cells):
-            plan = Plan(plan.profile, plan.store)  # a release may have come meanwhile
+            plan = plan.renewed()
             states = {cell: plan.state(cell) for cell in group}
             outcome.kept += sum(
                 state == "complete" and cell not in again for cell, state in states.items()
@@ -118,7 +118,7 @@ def drive(
                         **({} if set(ready) & set(again) else {UNLESS_COMPLETE: COMPLETE}),
                     },
                 )
-                plan = Plan(plan.profile, plan.store)
+                plan = plan.renewed()
                 # Dagster takes Ctrl-C for a failure of the step that it met; it ends the drive.
                 interrupts.check()
                 _note_failures(result, ready, outcome, display)
