@@ -2,6 +2,7 @@
 
 import time
 from types import TracebackType
+from typing import Self
 
 from rich.console import Console
 from rich.progress import (
@@ -17,7 +18,25 @@ LINE_SECONDS = 5.0
 """Seconds between two plain lines on the same work."""
 
 
-class StepDisplay:
+class _Live:
+    """Its bars are on the screen while it is entered."""
+
+    _progress: Progress
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._progress.stop()
+
+
+class StepDisplay(_Live):
     """Shows the progress of one command's work on stderr; called as a `core.progress.Report`.
 
     Args:
@@ -38,18 +57,6 @@ class StepDisplay:
         self._task = self._progress.add_task("", total=None, amount="")
         self._said = ("", float("-inf"))
 
-    def __enter__(self) -> "StepDisplay":
-        self._progress.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._progress.stop()
-
     def __call__(self, message: str, done: int | None = None, total: int | None = None) -> None:
         """Work goes on."""
         amount = f"{done}/{total}" if done is not None and total else ""
@@ -67,7 +74,7 @@ class StepDisplay:
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
-class TerminalDisplay:
+class TerminalDisplay(_Live):
     """Shows a drive on stderr.
 
     Args:
@@ -94,18 +101,6 @@ class TerminalDisplay:
         self._all = self._progress.add_task("all artefacts", total=total, completed=done)
         self._now = self._progress.add_task("", total=None, visible=False)
         self._said = time.monotonic()
-
-    def __enter__(self) -> "TerminalDisplay":
-        self._progress.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._progress.stop()
 
     def begin(self, cell: str) -> None:
         """A cell is being made."""

@@ -91,13 +91,11 @@ def test_a_slot_of_a_run_that_nobody_knows_is_freed(
     assert held(instance, "wiki") == 0
 
 
-def test_what_was_published_without_its_event_is_reported_once(
-    instance: DagsterInstance, tmp_path: Path
-) -> None:
-    store, cell = Store(tmp_path), Cell("articles", ("rivers",))
+def made(store: Store, cell: Cell) -> str:
+    """Publishes an artefact; the seal of its manifest."""
     with store.draft(cell) as draft:
         (draft / "articles.json").write_text("[]")
-        store.publish(
+        return store.publish(
             cell,
             draft,
             partition="rivers",
@@ -107,7 +105,14 @@ def test_what_was_published_without_its_event_is_reported_once(
             inputs={},
             config={},
             started_at=datetime.now(UTC),
-        )
+        ).seal
+
+
+def test_what_was_published_without_its_event_is_reported_once(
+    instance: DagsterInstance, tmp_path: Path
+) -> None:
+    store, cell = Store(tmp_path), Cell("articles", ("rivers",))
+    made(store, cell)
     assert recover(instance, store, ui_alive=False).events == ("articles/rivers",)
     assert {name: e.version for name, e in logged(instance, store).items()} == {
         "articles/rivers": "v1"
@@ -121,22 +126,7 @@ def test_an_edited_manifest_is_not_reported_and_one_made_again_is(
 ) -> None:
     store, cell = Store(tmp_path), Cell("articles", ("rivers",))
 
-    def make() -> str:
-        with store.draft(cell) as draft:
-            (draft / "articles.json").write_text("[]")
-            return store.publish(
-                cell,
-                draft,
-                partition="rivers",
-                logical_version="v1",
-                fingerprint="f",
-                code_version="1",
-                inputs={},
-                config={},
-                started_at=datetime.now(UTC),
-            ).seal
-
-    first = make()
+    first = made(store, cell)
     assert recover(instance, store, ui_alive=False).events == ("articles/rivers",)
     assert logged(instance, store)["articles/rivers"].seal == first
     path = store.folder(cell) / MANIFEST
@@ -146,7 +136,7 @@ def test_an_edited_manifest_is_not_reported_and_one_made_again_is(
     assert logged(instance, store)["articles/rivers"].version == "v1"
     # Made anew with the same meaning, and killed before the event.
     path.write_text(written)
-    second = make()
+    second = made(store, cell)
     assert second != first
     assert recover(instance, store, ui_alive=False).events == ("articles/rivers",)
     assert logged(instance, store)["articles/rivers"].seal == second
