@@ -92,8 +92,9 @@ for command in (
 )
 @click.option(
     "--compute",
-    type=click.Choice(["inline", "local"]),
-    help="Where heavy steps run: in this process, or a process each. Default: the profile's.",
+    type=click.Choice(["inline", "local", "ray"]),
+    help="Where heavy steps run: in this process, a process each, or on a Ray cluster. Default: "
+    "the profile's.",
 )
 def run(
     profile_name: str | None,

@@ -764,6 +764,81 @@ class Hardware(Settings):
     )
 
 
+class Need(Settings):
+    """What one process of a heavy step needs from the node of a cluster that it is put on."""
+
+    cpus: float = Field(default=1, ge=0, description="CPU cores")
+    gpus: float = Field(default=0, ge=0, description="GPUs; several processes may share one: 0.5")
+    memory_gb: float = Field(default=0, ge=0, description="memory in 10^9 bytes; 0: not asked for")
+    accelerator: str = Field(
+        default="", description="Ray's name of a kind of GPU, e.g. H100 or A100-80G; empty: any"
+    )
+    resources: dict[str, Annotated[float, Field(gt=0)]] = Field(
+        default={}, description="other resources that nodes were started with, e.g. {fast_disk: 1}"
+    )
+
+    @field_validator("gpus")
+    @classmethod
+    def _whole(cls, gpus: float) -> float:
+        if gpus > 1 and gpus != int(gpus):
+            raise ValueError("a part of one GPU, or whole ones; e.g. 0.5 or 2")
+        return gpus
+
+
+class Spread(Need):
+    """As `Need`, and over how many processes the work on one partition is spread."""
+
+    parts: int = Field(
+        default=1, ge=1, le=1024, description="processes that share the work on one partition"
+    )
+
+
+class Node(Settings):
+    """Nodes of a cluster that are alike, for `kinject plan --cluster`. It decides no result."""
+
+    count: int = Field(default=1, ge=1, description="how many")
+    cpus: float = Field(default=8, ge=0, description="CPU cores of one")
+    gpus: int = Field(default=0, ge=0, description="GPUs of one")
+    memory_gb: float = Field(default=64, gt=0, description="memory of one, in 10^9 bytes")
+    accelerator: str = Field(default="", description="Ray's name of its kind of GPU")
+    resources: dict[str, Annotated[float, Field(gt=0)]] = Field(
+        default={}, description="other resources that it is started with"
+    )
+    speed: float = Field(
+        default=1.0, gt=0, description="its speed; 1 is that of the machine under `hardware`"
+    )
+    usd_per_hour: float | None = Field(
+        default=None, ge=0, description="USD for one node for an hour; null: unknown"
+    )
+
+
+class Cluster(Settings):
+    """Where heavy steps run with `compute: ray`. It decides no result."""
+
+    embed: Spread = Field(default=Spread(), description="embeddings and retrieval")
+    train: Need = Field(
+        default=Need(),
+        description="one process of a training; training.processes says how many there are",
+    )
+    score: Spread = Field(default=Spread(), description="answers and damage probes")
+    triage: Need = Need()
+    retries: int = Field(
+        default=3, ge=0, description="how often a process is started again whose node was lost"
+    )
+    nodes: dict[Slug, Node] = Field(
+        default={}, description="kinds of nodes that `kinject plan --cluster` reckons with"
+    )
+
+
+class Pools(Settings):
+    """How many steps of a kind run at once, over all runs of a profile."""
+
+    gpu: int = Field(default=1, ge=1, description="heavy steps: embed, train, score")
+    llm: int = Field(default=1, ge=1, description="steps that ask the language model service")
+    wiki: int = Field(default=1, ge=1, description="steps that read a wiki")
+    duckdb: int = Field(default=1, ge=1, le=1, description="the loader of results; it is alone")
+
+
 class Results(Settings):
     """What is kept of results."""
 
@@ -848,8 +923,22 @@ class Profile(Settings):
     hardware: Hardware = Hardware()
     refresh: Refresh = Refresh()
     results: Results = Results()
-    compute: Literal["inline", "local"] = Field(
-        default="local", description="inline: in this process; local: a process per heavy step"
+    compute: Literal["inline", "local", "ray"] = Field(
+        default="local",
+        description="inline: in this process; local: a process per heavy step; ray: jobs on the "
+        "Ray cluster at RAY_ADDRESS, or on one that is started for the command",
+    )
+    cluster: Cluster = Cluster()
+    pools: Pools = Pools()
+    lake: Annotated[str, StringConstraints(pattern=r"^[a-z0-9+]+://\S+$")] | None = Field(
+        default=None,
+        description="URL of the lake: file:///a/shared/folder, s3://bucket/prefix or any other "
+        "that fsspec knows; null: a folder of this machine. Keys come from the environment alone",
+    )
+    cache_gb: float = Field(
+        default=100,
+        gt=0,
+        description="disk that copies of a lake elsewhere may take on this machine, in 10^9 bytes",
     )
     path: Path | None = Field(
         default=None, exclude=True, description="file it was read from; set by us"
