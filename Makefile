@@ -13,7 +13,7 @@ help: ## Lists the targets
 .venv/.installed: pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@echo "Installing into .venv (2 to 4 minutes the first time)" >&2
-	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,ray,s3,postgres]'
 	@touch $@
 
 demo: .venv/.installed ## Sets up everything, runs the lab profile end to end, prints tables and verdict
