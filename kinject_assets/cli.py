@@ -18,6 +18,7 @@ from kinject_assets.commands.common import (
     complete_model,
     data_option,
     database_of,
+    numbers,
     profile_option,
     rows_option,
     select,
@@ -26,7 +27,7 @@ from kinject_assets.commands.common import (
 from kinject_assets.core.errors import KinjectError
 
 SECTIONS = {
-    "Make": ("init", "quick", "doctor", "plan", "run", "refresh", "status", "ui"),
+    "Make": ("init", "quick", "doctor", "plan", "run", "refresh", "status", "ui", "serve"),
     "Read": ("tables", "claims", "report", "figures", "sql", "audit", "diff"),
     "Review and share": ("exam", "export", "freeze"),
     "More": ("profile", "completion", "lm-eval", "lab"),
@@ -310,13 +311,13 @@ def freeze(profile_name: str | None, corpus: str, out: Path) -> None:
         {kind: wiki, wiki: wikipedia, frozen: frozen.jsonl}
     reads these revisions again, whatever the pages are now.
     """
-    from kinject_assets.config import home
     from kinject_assets.core.corpus.sources import write_frozen
+    from kinject_assets.core.lake.opening import open_store
     from kinject_assets.core.schema import Article
-    from kinject_assets.core.store import Cell, Store
+    from kinject_assets.core.store import Cell
 
     profile = select(profile_name)
-    articles = Store(home(profile)).rows(Cell("articles", (corpus,)), "articles", Article)
+    articles = open_store(profile).rows(Cell("articles", (corpus,)), "articles", Article)
     write_frozen(articles, out.absolute())
     click.echo(f"{out}: {len(articles)} pages")
 
@@ -330,6 +331,46 @@ def ui(profile_name: str | None, port: int) -> None:
     from kinject_assets.defs.commands import serve_ui
 
     sys.exit(serve_ui(profile, port))
+
+
+@main.command()
+@profile_option
+@click.argument("part", type=click.Choice(["code", "webserver", "daemon"]))
+@click.option(
+    "--host",
+    default="127.0.0.1",
+    show_default=True,
+    help="Address to listen on. Nothing here asks for a login: beyond loopback, see "
+    "docs/deployment.md.",
+)
+@click.option("--port", type=int, help="Port to listen on. Default: 4000 (code), 3000 (webserver).")
+@click.option(
+    "--code-server",
+    default="127.0.0.1:4000",
+    show_default=True,
+    metavar="HOST:PORT",
+    help="Where `kinject serve code` listens, for the other two.",
+)
+@click.option("--read-only", is_flag=True, help="The webserver launches and changes nothing.")
+def serve(
+    profile_name: str | None,
+    part: str,
+    host: str,
+    port: int | None,
+    code_server: str,
+    read_only: bool,
+) -> None:
+    r"""Runs one part of `kinject ui` alone, for service managers and containers.
+
+    \b
+      kinject serve code         loads the profile and runs what is launched; start it first
+      kinject serve webserver    the Dagster UI
+      kinject serve daemon       schedules, sensors, the queue, and the watch over runs
+    """
+    profile = select(profile_name)
+    from kinject_assets.defs.commands import serve_part
+
+    serve_part(profile, part, host, port, code_server, read_only)
 
 
 @main.command(context_settings={"ignore_unknown_options": True})
@@ -547,7 +588,32 @@ def figures(profile_name: str | None, out: Path | None) -> None:
     is_flag=True,
     help="First asks the wikis for the lengths of their pages: sends requests, fetches no page.",
 )
-def plan(profile_name: str | None, fmt: str, cells: bool, listing: bool) -> None:
+@click.option("--cluster", is_flag=True, help="Simulates the study on the profile's cluster.")
+@click.option(
+    "--nodes",
+    "times",
+    metavar="N,N",
+    callback=numbers,
+    help="With --cluster: so many times the profile's nodes to look at; the schedule shown is that "
+    "of the first. Default: 1,2,4,... as long as it brings something.",
+)
+@click.option("--open", "still_open", is_flag=True, help="With --cluster: what is not made yet.")
+@click.option(
+    "--out",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE.svg",
+    help="With --cluster: draws the schedule there, as SVG or PNG.",
+)
+def plan(
+    profile_name: str | None,
+    fmt: str,
+    cells: bool,
+    listing: bool,
+    cluster: bool,
+    times: tuple[int, ...],
+    still_open: bool,
+    out: Path | None,
+) -> None:
     r"""Estimates what a profile costs, before anything is spent, and what it did cost.
 
     Requests, tokens and USD of the language model; tokens, FLOPs and hours of the models on the
@@ -569,16 +635,33 @@ def plan(profile_name: str | None, fmt: str, cells: bool, listing: bool) -> None
 
     `kinject run` keeps the estimate from before its first request; after that, this command shows
     it beside what was spent. docs/planning.md lists every assumption with its reason.
+
+    With --cluster it simulates the study on the nodes that `cluster.nodes` of the profile names:
+    which step runs where, from when to when, at what price, by `kinject run` and by backfills of
+    the UI, and what more nodes would bring. Times are those of what is in the lake, else of others
+    of its kind there, else estimated; the output says which.
+
+    \b
+      kinject plan --cluster                 the whole study
+      kinject plan --cluster --open          what is left of it
+      kinject plan --cluster --nodes 1,4,16  1, 4, 16 times
+                                             the nodes
+      kinject plan --cluster --out plan.svg  as a picture
     """
-    from kinject_assets.config import home
     from kinject_assets.core.estimate.text import format_cells, format_plan
-    from kinject_assets.core.store import Store
+    from kinject_assets.core.lake.opening import open_store
 
     def report(message: str, done: int | None = None, total: int | None = None) -> None:
         click.echo(f"{message} {done}/{total}" if total else message, err=True)
 
+    if not cluster and (times or still_open or out):
+        raise click.UsageError("--nodes, --open and --out go with --cluster")
+    if cluster and cells:
+        raise click.UsageError("--cluster and --cells exclude each other")
+    if out and out.suffix not in {".svg", ".png"}:
+        raise click.UsageError(f"--out: {out} has to end in .svg or .png")
     profile = select(profile_name)
-    store = Store(home(profile))
+    store = open_store(profile)
     if cells:
         text, complete = format_cells(profile, store, fmt)
         click.echo(text)
@@ -589,7 +672,17 @@ def plan(profile_name: str | None, fmt: str, cells: bool, listing: bool) -> None
         from kinject_assets.defs.resources import Study
 
         list_wikis(profile, store, Study().wikis(), report)
-    click.echo(format_plan(profile, store, fmt, report))
+    if not cluster:
+        click.echo(format_plan(profile, store, fmt, report))
+        return
+    from kinject_assets.core.estimate.cluster import plan_cluster
+    from kinject_assets.core.estimate.cluster_text import format_cluster, write_picture
+
+    found = plan_cluster(profile, store, times, still_open, report)
+    click.echo(format_cluster(found, fmt, terminal_width()))
+    if out:
+        write_picture(found, out)
+        click.echo(f"drawn: {out}", err=True)
 
 
 @main.command()

@@ -825,6 +825,12 @@ class Cluster(Settings):
     retries: int = Field(
         default=3, ge=0, description="how often a process is started again whose node was lost"
     )
+    wait_minutes: float = Field(
+        default=15, ge=0, description="how long a step waits for a node that has what it needs"
+    )
+    python: str = Field(
+        default="python", min_length=1, description="interpreter on the nodes that has kinject"
+    )
     nodes: dict[Slug, Node] = Field(
         default={}, description="kinds of nodes that `kinject plan --cluster` reckons with"
     )

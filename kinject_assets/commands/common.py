@@ -94,10 +94,10 @@ def select(profile_name: str | None) -> "Profile":
 
 def database_of(profile: "Profile") -> Path:
     """Where the results of a profile are, or will be."""
-    from kinject_assets.config import home
+    from kinject_assets.core.lake.opening import open_store
     from kinject_assets.core.results.loader import DATABASE
 
-    return home(profile) / DATABASE
+    return open_store(profile).root / DATABASE
 
 
 # -- Completion ------------------------------------------------------------------------------------
@@ -131,6 +131,17 @@ def _of_profile(what: str) -> Callable[[click.Context, click.Parameter, str], li
 complete_corpus = _of_profile("corpora")
 complete_model = _of_profile("models")
 complete_recipe = _of_profile("recipes")
+
+
+def numbers(ctx: click.Context, param: click.Parameter, given: str | None) -> tuple[int, ...]:
+    """Reads numbers from 1 to 1000 with commas between them; none where nothing is given."""
+    try:
+        found = tuple(int(word) for word in given.split(",")) if given else ()
+    except ValueError:
+        found = (0,)
+    if not all(1 <= number <= 1000 for number in found):
+        raise click.BadParameter(f"`{given}` is not of the form 1,2,4 (each from 1 to 1000)")
+    return found
 
 
 # -- Options that several commands have ------------------------------------------------------------

@@ -59,10 +59,11 @@ def exam_review(
     given = [value for value in (written, filled_in, status or None) if value is not None]
     if len(given) != 1:
         raise click.UsageError("give one of --write FILE, --read FILE and --status")
-    from kinject_assets.config import home
     from kinject_assets.core.exams.review import review_exam
-    from kinject_assets.core.store import Store
+    from kinject_assets.core.lake.opening import open_store
 
     profile = select(profile_name)
-    store = Store(home(profile))
-    click.echo(review_exam(profile, store, corpus, write=written, read=filled_in))
+    store = open_store(profile)
+    said = review_exam(profile, store, corpus, write=written, read=filled_in)
+    store.push()
+    click.echo(said)

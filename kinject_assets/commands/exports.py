@@ -38,12 +38,11 @@ def lm_eval(profile_name: str | None, out: Path) -> None:
     \b
       kinject export lm-eval --out lm-eval-results
     """
-    from kinject_assets.config import home
     from kinject_assets.core.export.evaluations import export_evaluations
-    from kinject_assets.core.store import Store
+    from kinject_assets.core.lake.opening import open_store
 
     profile = select(profile_name)
-    tasks = export_evaluations(profile, Store(home(profile)), out)
+    tasks = export_evaluations(profile, open_store(profile), out)
     for model, number in tasks.items():
         click.echo(f"{model}: {number} tasks", err=True)
     click.echo(out)
@@ -66,12 +65,11 @@ def dataset(profile_name: str | None, corpus: str, out: Path) -> None:
     The card has the licences, and ATTRIBUTION.md names every article at its revision. Look at both
     before you publish it: the licences of the sources apply.
     """
-    from kinject_assets.config import home
     from kinject_assets.core.export.datasets import export_dataset
-    from kinject_assets.core.store import Store
+    from kinject_assets.core.lake.opening import open_store
 
     profile = select(profile_name)
-    rows = export_dataset(profile, Store(home(profile)), corpus, out)
+    rows = export_dataset(profile, open_store(profile), corpus, out)
     click.echo(", ".join(f"{number} {name}" for name, number in rows.items()), err=True)
     click.echo(out)
 
@@ -97,12 +95,11 @@ def checkpoint(profile_name: str | None, corpus: str, model: str, recipe: str, o
 
     transformers loads it; adapters (lora, qlora) are loaded by peft on top of the base model.
     """
-    from kinject_assets.config import home
     from kinject_assets.core.export.checkpoints import export_checkpoint
-    from kinject_assets.core.store import Store
+    from kinject_assets.core.lake.opening import open_store
 
     profile = select(profile_name)
-    export_checkpoint(profile, Store(home(profile)), corpus, model, recipe, out)
+    export_checkpoint(profile, open_store(profile), corpus, model, recipe, out)
     click.echo(out)
 
 

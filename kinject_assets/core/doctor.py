@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from kinject_assets.config import Profile, home, local_or_hub
+from kinject_assets.core.history import HistoryError, described
 from kinject_assets.core.results.rendering import dumped
 
 PACKAGES = (
@@ -65,6 +66,13 @@ def _disk(profile: Profile) -> Iterator[Finding]:
     yield Finding(enough, f"{free:.0f} GiB free there" + "; a study needs more" * (not enough))
 
 
+def _history(profile: Profile) -> Iterator[Finding]:
+    try:
+        yield Finding(True, f"Dagster's history: {described(profile)}")
+    except HistoryError as error:
+        yield Finding(False, f"Dagster's history: {error}")
+
+
 def _models(profile: Profile) -> Iterator[Finding]:
     named = {f"model {name}": model.source for name, model in profile.models.items()}
     named["encoder"] = profile.retrieval.encoder.model
@@ -116,6 +124,7 @@ def examine(profile: Profile) -> list[Finding]:
         Finding(True, f"profile {profile.path}"),
         *_packages(),
         *_disk(profile),
+        *_history(profile),
         *_models(profile),
         *_sources(profile),
         *_writer(profile),

@@ -18,6 +18,14 @@ from typing import Any
 
 from kinject_assets.core.errors import BrokenArtefact
 
+MANIFEST = "manifest.json"
+"""Name of the file that says which version of an artefact is current."""
+
+
+def is_version(name: str) -> bool:
+    """Whether a folder of an artefact is a version of it."""
+    return len(name) == 13 and name[0] == "v" and set(name[1:]) <= set("0123456789abcdef")
+
 
 def _canonical(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -139,18 +147,33 @@ class Manifest:
             BrokenArtefact: If the file cannot be read or is no manifest of this version.
         """
         try:
-            found = cls(**json.loads(path.read_text(encoding="utf-8")))
-            found._require_kinds()
-            return found
+            return cls.parsed(path.read_bytes(), str(path), f"folder {path.parent}")
         except OSError as error:
             raise BrokenArtefact(
                 f"{path}: cannot be read ({error.strerror}). Mend the disk or the file's "
                 f"permissions, or delete the folder {path.parent} and run again."
             ) from error
+
+    @classmethod
+    def parsed(cls, data: bytes, where: str, artefact: str) -> "Manifest":
+        """The manifest that a file holds.
+
+        Args:
+            data: Its bytes.
+            where: The file, for the error.
+            artefact: What is to be deleted when it is none, e.g. `folder FOLDER`.
+
+        Raises:
+            BrokenArtefact: If it is no manifest of this version.
+        """
+        try:
+            found = cls(**json.loads(data.decode("utf-8")))
+            found._require_kinds()
+            return found
         except (ValueError, TypeError) as error:
             raise BrokenArtefact(
-                f"{path}: not a manifest ({error}). Delete the folder {path.parent} and run again: "
-                "only this artefact and what is built on it are made again."
+                f"{where}: not a manifest ({error}). Delete the {artefact} and run again: only "
+                "this artefact and what is built on it are made again."
             ) from error
 
 

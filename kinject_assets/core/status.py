@@ -6,12 +6,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from kinject_assets.config import Profile, home
+from kinject_assets.config import Profile
 from kinject_assets.core import journal
+from kinject_assets.core.lake.opening import open_store
 from kinject_assets.core.plan import Plan
 from kinject_assets.core.progress import Progress
 from kinject_assets.core.results.rendering import dumped
-from kinject_assets.core.store import Store
 
 FAILURES = "failures.jsonl"
 """File in the profile's folder that runs of the UI which failed are written to."""
@@ -87,7 +87,7 @@ def _failures(path: Path) -> list[dict[str, Any]]:
 
 def status(profile: Profile) -> Status:
     """Counts the cells of a profile by state, and looks who is at work."""
-    store = Store(home(profile))
+    store = open_store(profile)
     plan = Plan(profile, store)
     counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
     for cell in plan.cells:

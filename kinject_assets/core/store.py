@@ -3,31 +3,59 @@
 `lake/<asset>/<partition>/manifest.json` names the files of the current version, which lie in
 `lake/<asset>/<partition>/<version>/`. A new version is written beside the old one and becomes
 current when its manifest replaces the old one: readers and crashes never see a mixture.
+
+The lake is a folder; or an object store (`core.lake`), of which the folder is a mirror then.
 """
 
 import json
 import shutil
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from kinject_assets.core.errors import BrokenArtefact, MissingArtefact
-from kinject_assets.core.manifest import Manifest, file_sha256, write_atomically
+from kinject_assets.core.lake.objects import LakeError
+from kinject_assets.core.manifest import (
+    MANIFEST,
+    Manifest,
+    file_sha256,
+    write_atomically,
+)
 from kinject_assets.core.process import Owner, this_process
 from kinject_assets.core.progress import PROGRESS, Progress
 from kinject_assets.core.schema import arrow_schema
 
+if TYPE_CHECKING:
+    from kinject_assets.core.lake.remote import Remote
+
+__all__ = [
+    "MANIFEST",
+    "Cell",
+    "Store",
+    "keep_rows",
+    "library_versions",
+    "read_rows",
+    "write_rows",
+]
+
 Row = TypeVar("Row")
 
-MANIFEST = "manifest.json"
+ELSEWHERE = ".elsewhere.json"
+"""File of a draft that names those of its files which a worker has brought to the object store."""
+
+OUTPUTS = "outputs"
+"""Folder of a lake elsewhere with what lies beside the lake for people: database and report."""
 
 HASHED = 256 * 2**20
 """Bytes up to which a file's hash is verified before it is read; of larger ones only the size."""
+
+LISTED_SECONDS = 1.0
+"""A listing younger than this is not asked for again because of an object that it lacks."""
 
 _verified: set[tuple[str, int, int, str]] = set()
 """Files whose hash this process has verified: path, time of change, size, hash."""
@@ -96,11 +124,68 @@ def read_rows(path: Path, row_type: type[Row]) -> list[Row]:
         ) from error
 
 
+def _named(name: str) -> Cell:
+    asset, *parts = name.split("/")
+    return Cell(asset, tuple(parts))
+
+
+def _files(manifest: Manifest, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Files of a version that are a file or lie in a folder of it; `.` for all."""
+    for file, recorded in manifest.files.items():
+        inside = file.split("/", 1)[1]
+        if name == "." or inside == name or inside.startswith(f"{name}/"):
+            yield file, recorded
+
+
+def _seen(path: Path, sha256: str) -> tuple[str, int, int, str]:
+    found = path.stat()
+    return str(path), found.st_mtime_ns, found.st_size, sha256
+
+
+def _is_verified(path: Path, sha256: str) -> bool:
+    """Whether a file has a hash; this process asks its bytes only when it has changed."""
+    key = _seen(path, sha256)
+    if key not in _verified:
+        if file_sha256(path) != sha256:
+            return False
+        _verified.add(key)
+    return True
+
+
+def _bring(remote: "Remote", key: str, recorded: Mapping[str, Any]) -> None:
+    """Makes sure that a file of an artefact is here; a damaged copy is replaced."""
+    size, sha256 = recorded["bytes"], recorded["sha256"]
+    path = remote.fetch(key, size, sha256)
+    if size <= HASHED and not _is_verified(path, sha256):
+        path.unlink()
+        remote.fetch(key, size, sha256)
+
+
+def _copied(path: Path, target: Path) -> None:
+    """Copies a file so that readers see the old or the new one."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+    try:
+        shutil.copy2(path, partial)
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 def _drafted(record: Path) -> tuple[Cell, Owner]:
     """What the record of a draft says: the artefact, and the process that makes it."""
     said = json.loads(record.read_text(encoding="utf-8"))
     asset, *parts = said["cell"]
     return Cell(asset, tuple(parts)), Owner(**said["owner"])
+
+
+def _elsewhere(draft: Path) -> dict[str, dict[str, Any]]:
+    """Files of a draft that lie in the object store alone, as manifests name them."""
+    note = draft / ELSEWHERE
+    if not note.exists():
+        return {}
+    files = json.loads(note.read_text(encoding="utf-8"))
+    return {f"{draft.name}/{name}": recorded for name, recorded in files.items()}
 
 
 def library_versions(*packages: str) -> dict[str, str]:
@@ -115,15 +200,59 @@ def library_versions(*packages: str) -> dict[str, str]:
 
 
 class Store:
-    """The lake of one profile.
+    """The lake of one profile; `lake.opening.open_store` opens it where the profile has it.
 
     Args:
-        root: The profile's folder; the lake lies in `root/lake`.
+        root: The profile's folder.
+        lake: The lake's folder; default `root/lake`.
+        remote: The object store that holds it; `root/lake` is a mirror then.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(
+        self, root: Path, lake: Path | None = None, remote: "Remote | None" = None
+    ) -> None:
         self.root = root
-        self.lake = root / "lake"
+        self.lake = lake or root / "lake"
+        self.remote = remote
+
+    def where(self, cell: Cell) -> str:
+        """Where an artefact really is: its folder, or its place in the object store."""
+        return f"{self.remote}/{cell}" if self.remote else str(self.folder(cell))
+
+    def refresh(self, force: bool = False) -> None:
+        """Sees what other machines have published since.
+
+        Args:
+            force: Look even if that was done a moment ago.
+        """
+        if self.remote is None:
+            self._bring_outputs()
+            return
+        changed = self.remote.refresh(force)
+        drafts = self.drafts(here=True) if changed else {}
+        for name in changed:
+            self.sweep(_named(name), spare=drafts)
+
+    def push(self) -> None:
+        """Brings side files that were written here (journals, releases) to the object store."""
+        if self.remote is not None:
+            self.remote.push()
+
+    def keep_output(self, name: str) -> None:
+        """Lets other machines have what was written beside the lake for people."""
+        if self.remote is not None:
+            self.remote.keep_output(name)
+        elif self.lake != self.root / "lake":
+            _copied(self.root / name, self.lake / OUTPUTS / name)
+
+    def _bring_outputs(self) -> None:
+        """Takes from a shared folder what another machine wrote for people."""
+        if self.lake == self.root / "lake":
+            return
+        for path in (self.lake / OUTPUTS).glob("[!.]*"):
+            own = self.root / path.name
+            if not own.exists() or own.stat().st_mtime_ns < path.stat().st_mtime_ns:
+                _copied(path, own)
 
     def folder(self, cell: Cell) -> Path:
         """Folder of an artefact. Its parts are slugs, so no title ever becomes a path."""
@@ -162,7 +291,14 @@ class Store:
             waiting()
             lock.acquire()
         try:
-            yield
+            if self.remote is None:
+                self.refresh()
+                yield
+                return
+            self.remote.begin()
+            with self.remote.lease(str(cell), waiting) as waited:
+                self.refresh(force=waited)
+                yield
         finally:
             lock.release()
 
@@ -179,35 +315,91 @@ class Store:
                 augmentation, whose versions the manifest of the paraphrases keeps under `counts`.
         """
         name, _, part = key.partition("#")
-        asset, *parts = name.split("/")
-        manifest = self.manifest(Cell(asset, tuple(parts)))
+        manifest = self.manifest(_named(name))
         if manifest is None:
             return None
         return manifest.counts.get("prefixes", {}).get(part) if part else manifest.logical_version
 
     def path(self, cell: Cell, name: str) -> Path:
-        """Path of a published file or folder.
+        """Path of a published file or folder, brought here if need be.
 
         Raises:
             MissingArtefact: If the artefact has not been published or has no such file.
         """
-        manifest = self.manifest(cell)
-        if manifest is None:
-            raise MissingArtefact(
-                f"{cell} has not been made yet. Materialise it in the UI, or run `kinject run`."
-            )
-        current = next(iter(manifest.files)).split("/", 1)[0]
-        path = self.folder(cell) / current / name
+        path, manifest = self._place(cell, name)
+        if self.remote is not None:
+            path, manifest = self._brought(self.remote, cell, name)
         if problem := self.problem(cell, manifest, name=name, hashes=True):
             raise BrokenArtefact(problem)
         if not path.exists():
             raise MissingArtefact(f"{cell} has no {name}; its manifest does not name it.")
         return path
 
+    def reference(self, cell: Cell, name: str) -> str:
+        """The same path for a request to a worker; it is not brought here for that.
+
+        Raises:
+            MissingArtefact: See `path`.
+        """
+        if self.remote is None:
+            return str(self.path(cell, name))
+        path, manifest = self._place(cell, name)
+        if problem := self.problem(cell, manifest, name=name):
+            raise BrokenArtefact(problem)
+        if not any(_files(manifest, name)):
+            raise MissingArtefact(f"{cell} has no {name}; its manifest does not name it.")
+        return str(path)
+
+    def _place(self, cell: Cell, name: str) -> tuple[Path, Manifest]:
+        manifest = self.manifest(cell)
+        if manifest is None:
+            raise MissingArtefact(
+                f"{cell} has not been made yet. Materialise it in the UI, or run `kinject run`."
+            )
+        return self.folder(cell) / self.current(cell) / name, manifest
+
+    def _brought(self, remote: "Remote", cell: Cell, name: str) -> tuple[Path, Manifest]:
+        """The same after its files were brought here; copies that were damaged are replaced.
+
+        Another machine may replace the version meanwhile: then the new one is taken.
+        """
+        while True:
+            path, manifest = self._place(cell, name)
+            try:
+                for file, recorded in _files(manifest, name):
+                    _bring(remote, f"{cell}/{file}", recorded)
+                return path, manifest
+            except FileNotFoundError as error:
+                self.refresh(force=True)
+                if self.manifest(cell) == manifest:
+                    raise BrokenArtefact(
+                        f"{cell}: {error} is gone, though its manifest names it. {self._mend(cell)}"
+                    ) from error
+
+    def local(self, cell: Cell, file: str) -> Path:
+        """Path of a file that a manifest names, brought here if need be; nothing else is checked.
+
+        Raises:
+            FileNotFoundError: If the object store has it no more.
+        """
+        manifest = self.manifest(cell)
+        if self.remote is not None and manifest is not None and file in manifest.files:
+            _bring(self.remote, f"{cell}/{file}", manifest.files[file])
+        return self.folder(cell) / file
+
+    def _mend(self, cell: Cell) -> str:
+        what = "objects below" if self.remote else "folder"
+        return (
+            f"Delete the {what} {self.where(cell)} and run again: only {cell} and what is built on "
+            "it are made again."
+        )
+
     def problem(
         self, cell: Cell, manifest: Manifest, *, name: str = ".", hashes: bool = False
     ) -> str:
         """What is wrong with the files of an artefact, and the mend; empty when nothing is.
+
+        A file that is not here is well if the object store holds it.
 
         Args:
             cell: The artefact.
@@ -215,34 +407,43 @@ class Store:
             name: A file or folder of it; `.` for all.
             hashes: Also verify hashes, of files up to `HASHED` bytes; else presence and size.
         """
-        folder = self.folder(cell)
-        mend = (
-            f"Delete the folder {folder} and run again: only {cell} and what is built on it are "
-            "made again."
-        )
-        for file, recorded in manifest.files.items():
-            inside = file.split("/", 1)[1]
-            if name != "." and inside != name and not inside.startswith(f"{name}/"):
-                continue
+        folder, mend = self.folder(cell), self._mend(cell)
+        for file, recorded in _files(manifest, name):
             path = folder / file
             try:
-                found = path.stat()
+                size = path.stat().st_size
             except FileNotFoundError:
+                size = None
+            if self.remote is not None and size != recorded["bytes"]:
+                if not self._holds(self.remote, cell, manifest, file):
+                    return (
+                        f"{cell}: {self.where(cell)}/{file} is gone or has another size, though "
+                        f"its manifest names it. {mend}"
+                    )
+                continue
+            if size is None:
                 return f"{cell}: {path} is gone, though its manifest names it. {mend}"
-            if found.st_size != recorded["bytes"]:
+            if size != recorded["bytes"]:
                 return (
-                    f"{cell}: {path} has {found.st_size} bytes, its manifest says "
+                    f"{cell}: {path} has {size} bytes, its manifest says "
                     f"{recorded['bytes']}: it was cut off or changed. {mend}"
                 )
-            key = (str(path), found.st_mtime_ns, found.st_size, recorded["sha256"])
-            if hashes and found.st_size <= HASHED and key not in _verified:
-                if file_sha256(path) != recorded["sha256"]:
-                    return (
-                        f"{cell}: {path} does not hold the bytes that were written: it was "
-                        f"changed, or the disk is failing. {mend}"
-                    )
-                _verified.add(key)
+            if hashes and size <= HASHED and not _is_verified(path, recorded["sha256"]):
+                return (
+                    f"{cell}: {path} does not hold the bytes that were written: it was "
+                    f"changed, or the disk is failing. {mend}"
+                )
         return ""
+
+    def _holds(self, remote: "Remote", cell: Cell, manifest: Manifest, file: str) -> bool:
+        """Whether the object store has a file; one that was listed before it came is asked anew."""
+        key, size = f"{cell}/{file}", manifest.files[file]["bytes"]
+        if not remote.holds(key, size) and remote.age > LISTED_SECONDS:
+            self.refresh(force=True)
+            now = self.manifest(cell)
+            if now is None or now.seal != manifest.seal:
+                return True  # it is another artefact by now, which will be judged by itself
+        return remote.holds(key, size)
 
     def rows(self, cell: Cell, name: str, row_type: type[Row]) -> list[Row]:
         """Rows of a published Parquet file, `name` without its ending."""
@@ -269,16 +470,25 @@ class Store:
 
     def _drop(self, cell: Cell, name: str) -> bool:
         """Removes a version unless it is the current one; whether there was anything."""
-        try:
-            manifest = self.manifest(cell)
-        except BrokenArtefact:
-            return False  # which version is current cannot be told: nothing is removed
-        current = manifest and next(iter(manifest.files), "").split("/", 1)[0]
         folder = self.folder(cell) / name
-        if current == name or not folder.exists():
-            return False
+        try:
+            if self.current(cell) == name or not folder.exists():
+                return False
+            if self.remote is not None:
+                # Its manifest may have come there, and the answer not here.
+                self.refresh(force=True)
+                if self.current(cell) == name:
+                    return False
+                self.remote.discard(f"{cell}/{name}")
+        except (BrokenArtefact, LakeError):
+            return False  # which version is current cannot be told: nothing is removed
         shutil.rmtree(folder, ignore_errors=True)
         return True
+
+    def current(self, cell: Cell) -> str:
+        """Name of the current version; empty for none."""
+        manifest = self.manifest(cell)
+        return next(iter(manifest.files), "").split("/", 1)[0] if manifest else ""
 
     def drafts(self, here: bool = False) -> dict[str, Cell]:
         """Versions that living processes are making, with their artefacts.
@@ -292,6 +502,11 @@ class Store:
                 cell, owner = _drafted(record)
                 if owner.alive and (not here or owner.host == this_process().host):
                     found[record.stem] = cell
+        if self.remote is not None and not here:
+            for name in self.remote.living():
+                cell = _named(name)
+                for version in self.remote.versions(name) - {self.current(cell)}:
+                    found[version] = cell
         return found
 
     def sweep_dead(self) -> list[str]:
@@ -333,14 +548,16 @@ class Store:
         checks: Iterable[Mapping[str, Any]] = (),
     ) -> Manifest:
         """Makes a draft the current version of its artefact and sweeps what it replaces."""
-        files = {
+        away = _elsewhere(draft)
+        here = {
             str(path.relative_to(draft.parent)): {
                 "sha256": file_sha256(path),
                 "bytes": path.stat().st_size,
             }
             for path in sorted(draft.rglob("*"))
-            if path.is_file()
+            if path.is_file() and path != draft / ELSEWHERE
         }
+        files = dict(sorted({**away, **here}.items()))
         if not files:
             raise BrokenArtefact(
                 f"{cell}: what was made for it is gone from {draft}. Did another process, or a "
@@ -363,19 +580,29 @@ class Store:
             counts=dict(counts or {}),
             checks=[dict(check) for check in checks],
         ).sealed()
-        write_atomically(self.folder(cell) / MANIFEST, manifest.to_json())
+        if self.remote is not None:
+            text = manifest.to_json().encode()
+            sent = {name for name, file in away.items() if here.get(name, file) == file}
+            self.remote.publish(str(cell), files, text, sent)
+        else:
+            write_atomically(self.folder(cell) / MANIFEST, manifest.to_json())
+        (draft / ELSEWHERE).unlink(missing_ok=True)
         self.sweep(cell)
         work = self.lake.joinpath(".work", cell.asset, *cell.parts)
         shutil.rmtree(work, ignore_errors=True)
         return manifest
 
-    def sweep(self, cell: Cell) -> None:
-        """Removes versions of an artefact that are not current: replaced ones and torn drafts."""
-        manifest = self.manifest(cell)
-        current = next(iter(manifest.files), "").split("/", 1)[0] if manifest else ""
+    def sweep(self, cell: Cell, spare: Container[str] = ()) -> None:
+        """Removes versions of an artefact that are not current: replaced ones and torn drafts.
+
+        Args:
+            cell: The artefact.
+            spare: Versions that are left.
+        """
+        current = self.current(cell)
         folder = self.folder(cell)
         for path in folder.glob("v????????????") if folder.exists() else ():
-            if path.is_dir() and path.name != current:
+            if path.is_dir() and path.name != current and path.name not in spare:
                 shutil.rmtree(path, ignore_errors=True)
 
     def published(self, skip_broken: bool = False) -> list[tuple[Cell, Manifest]]:

@@ -17,10 +17,11 @@ import dagster as dg
 from kinject_assets.config import home
 from kinject_assets.core import journal
 from kinject_assets.core.carry import CARRIED, PREPARED, out_of_date, ready, rolling_corpora
+from kinject_assets.core.lake.opening import open_store
 from kinject_assets.core.manifest import content_hash
 from kinject_assets.core.plan import Plan
 from kinject_assets.core.status import FAILURES
-from kinject_assets.core.store import Cell, Store
+from kinject_assets.core.store import Cell
 from kinject_assets.defs.io import CARRY, UNLESS_COMPLETE
 from kinject_assets.defs.jobs import follow
 from kinject_assets.defs.partitions import CORPUS, PROFILE, cell_parts, corpus_keys, partition_key
@@ -42,7 +43,7 @@ SCHEDULES = (
 
 
 def _plan() -> Plan:
-    return Plan(PROFILE, Store(home(PROFILE)))
+    return Plan(PROFILE, open_store(PROFILE))
 
 
 @lru_cache(maxsize=1)
@@ -148,7 +149,7 @@ carry_changes = dg.AutomationConditionSensorDefinition(
 def add_keys(context: dg.SensorEvaluationContext) -> dg.SensorResult:
     """Adds the corpora that the instance does not know yet."""
     known = set(context.instance.get_dynamic_partitions("corpus"))
-    new = [key for key in corpus_keys(home(PROFILE) / "lake") if key not in known]
+    new = [key for key in corpus_keys(open_store(PROFILE).lake) if key not in known]
     return dg.SensorResult(
         dynamic_partitions_requests=[CORPUS.build_add_request(new)] if new else [],
         skip_reason=None if new else "all corpora are known",

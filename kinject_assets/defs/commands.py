@@ -14,6 +14,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
 import dagster as dg
 import psutil
@@ -25,6 +26,8 @@ from kinject_assets.core.carry import followers, out_of_date, rolling_corpora
 from kinject_assets.core.corpus.releases import read_releases
 from kinject_assets.core.errors import DiskFull, KinjectError, MissingArtefact, is_disk_full
 from kinject_assets.core.estimate import keep_estimate
+from kinject_assets.core.history import dagster_folder
+from kinject_assets.core.lake.opening import open_store
 from kinject_assets.core.lineage.ancestry import trace
 from kinject_assets.core.lineage.audit import audit
 from kinject_assets.core.lineage.cells import trace_cell
@@ -36,7 +39,7 @@ from kinject_assets.core.progress import Report
 from kinject_assets.core.store import Cell, Store
 from kinject_assets.defs.compute import LIBRARIES, compute_mode, load_libraries
 from kinject_assets.defs.drive import Outcome, drive
-from kinject_assets.defs.instance import dagster_home, logged, open_instance, recover
+from kinject_assets.defs.instance import logged, open_history, open_instance, recover
 from kinject_assets.defs.partitions import add_corpus_keys
 from kinject_assets.display import TerminalDisplay
 
@@ -130,7 +133,7 @@ class _Session:
     def __init__(self, profile: Profile) -> None:
         self.profile = profile
         self.root = home(profile)
-        self.store = Store(self.root)
+        self.store = open_store(profile)
         self.console = Console(stderr=True)
         self.began = datetime.now(UTC)
         self.outcome = Outcome()
@@ -153,6 +156,7 @@ class _Session:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._open.close()
+        self.store.push()
         if kind is None and not self.stopped:
             self._summary()
 
@@ -445,7 +449,7 @@ def serve_ui(profile: Profile, port: int) -> int:
                 running(profile.lab, port=at, clock=lambda: lab_now(profile))
             )
         instance = open_instance(profile)
-        _recover(instance, Store(root), root, console)
+        _recover(instance, open_store(profile), root, console)
         instance.dispose()
         workspace = root / "dagster" / "workspace.yaml"
         write_atomically(
@@ -482,6 +486,68 @@ def serve_ui(profile: Profile, port: int) -> int:
         return 1
 
 
+PORTS = {"code": 4000, "webserver": 3000}
+
+
+def serve_part(
+    profile: Profile, part: str, host: str, port: int | None, code_server: str, read_only: bool
+) -> NoReturn:
+    """Becomes one of the three processes of a deployment: `code`, `webserver` or `daemon`.
+
+    Args:
+        profile: The experiment.
+        part: Which of them.
+        host: Address to listen on.
+        port: Port to listen on; the part's own by default.
+        code_server: Host and port of the code server, for the other two.
+        read_only: Whether the webserver launches and changes nothing.
+    """
+    port = port or PORTS.get(part, 0)
+    if part == "code":
+        _become_code_server(profile, port)
+        words = ["dagster", "api", "grpc", "-m", "kinject_assets.definitions", "-h", host]
+        words += ["-p", str(port), "--location-name", "kinject"]
+    else:
+        open_history(profile).dispose()
+        where = ["-w", str(_workspace(profile, code_server))]
+        words = ["dagster._daemon", "run", *where]
+        if part == "webserver":
+            words = ["dagster_webserver", "-h", host, "-p", str(port), *where]
+            words += ["--read-only"] if read_only else []
+    # The service manager's signals, and its looks at memory and exit code, meet Dagster itself.
+    os.execv(sys.executable, [sys.executable, "-m", *words])  # noqa: S606
+
+
+def _become_code_server(profile: Profile, port: int) -> None:
+    """Puts right what the code server before this one left behind, and takes its place."""
+    console, root = Console(stderr=True), home(profile)
+    owner = _ui_owner(root)
+    if owner and owner.host == this_process().host:
+        raise KinjectError(
+            f"{root}: process {owner.pid} serves this profile already (`kinject ui` or `kinject "
+            "serve code`); end it first, since runs live in it"
+        )
+    if not _free(port):
+        raise KinjectError(f"port {port} is taken; end what listens there, or give --port")
+    # The one before it is gone, whatever machine it was on, and its runs with it.
+    _ui_file(root).unlink(missing_ok=True)
+    instance = open_instance(profile)
+    _recover(instance, open_store(profile), root, console)
+    instance.dispose()
+    write_atomically(_ui_file(root), json.dumps(asdict(this_process())))
+
+
+def _workspace(profile: Profile, code_server: str) -> Path:
+    """Tells webserver and daemon where the code server is."""
+    host, _, port = code_server.rpartition(":")
+    if not host or not port.isdigit():
+        raise KinjectError(f"--code-server {code_server!r}: give HOST:PORT, e.g. 127.0.0.1:4000")
+    path = dagster_folder(profile) / "workspace-served.yaml"
+    server = {"host": host, "port": int(port), "location_name": "kinject"}
+    write_atomically(path, f"load_from:\n  - grpc_server: {json.dumps(server)}\n")
+    return path
+
+
 def _end(processes: Sequence[subprocess.Popen]) -> None:
     """Ends processes and all that they started; nothing is left behind."""
     family = []
@@ -509,12 +575,11 @@ def audit_lake(profile: Profile, as_json: bool, width: int | None = None) -> tup
         as_json: Gives JSON.
         width: Columns of the terminal; `None` for a pipe.
     """
-    store = Store(home(profile))
+    store = open_store(profile)
     if not store.lake.exists():
         raise MissingArtefact(f"{store.lake} does not exist yet; run `kinject run` first")
-    dagster_home(profile)
     # Not `open_instance`: that reads the releases, which may be what is damaged.
-    instance = dg.DagsterInstance.get()
+    instance = open_history(profile)
     try:
         events = partial(logged, instance, store)
         verdict = audit(store, profile, events, _said_at_times(Console(stderr=True)))
@@ -540,7 +605,7 @@ def audit_answer(
     profile: Profile, answer: str, as_json: bool, width: int | None = None
 ) -> tuple[str, bool]:
     """The chain of one answer; the text to print and whether it is whole."""
-    chain = trace(home(profile) / "results.duckdb", answer)
+    chain = trace(open_store(profile).root / "results.duckdb", answer)
     return (chain.to_json() if as_json else chain.text(width)), chain.whole
 
 
@@ -548,5 +613,5 @@ def audit_cell(
     profile: Profile, cell: str, as_json: bool, width: int | None = None
 ) -> tuple[str, bool]:
     """What a number of the study's tables rests on; the text to print and whether it is whole."""
-    chain = trace_cell(home(profile) / "results.duckdb", cell)
+    chain = trace_cell(open_store(profile).root / "results.duckdb", cell)
     return (chain.to_json() if as_json else chain.text(width)), chain.whole

@@ -1,4 +1,6 @@
-"""Four heavy steps (embed, train, score, triage), two ways to run them: here, or in an own process.
+"""Four heavy steps (embed, train, score, triage), three ways to run them.
+
+In this process, in one of their own, or on the nodes of a Ray cluster.
 
 A worker is a function from a JSON request to a JSON result, `kinject_assets.workers.NAME.run`. In a
 process of its own it is started through Dagster Pipes: its log is live, cancelling the run ends it,
@@ -11,6 +13,7 @@ import json
 import os
 import sys
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
@@ -19,8 +22,10 @@ from dagster._core.errors import DagsterPipesExecutionError
 
 from kinject_assets.config import Training
 from kinject_assets.core.errors import DiskFull, KinjectError
+from kinject_assets.core.lake.travel import bring
 from kinject_assets.core.plan import METHODS
 from kinject_assets.core.progress import KEPT_SECONDS, PROGRESS, Progress, Report
+from kinject_assets.core.training.ranks import RankOutOfMemory
 from kinject_assets.core.training.trial import leaner, said_of, too_large
 from kinject_assets.defs.io import LISTENERS, Step
 from kinject_assets.defs.partitions import PROFILE
@@ -29,10 +34,6 @@ from kinject_assets.workers.entry import DISK_FULL, OUT_OF_MEMORY
 WORKERS = "kinject_assets.workers"
 
 Worker = Literal["embed", "train", "score", "triage"]
-
-
-class GroupOutOfMemory(Exception):
-    """One of several processes ran out of GPU memory, and all have ended."""
 
 
 def compute_mode() -> str:
@@ -109,12 +110,21 @@ def run_worker(
 
     Raises:
         KinjectError: If the worker's process ended without a result; its log says why.
-        GroupOutOfMemory: If one of several processes ran out of GPU memory.
+        RankOutOfMemory: If one of several processes ran out of GPU memory; all have ended.
     """
+    if compute_mode() == "ray":
+        from kinject_assets.defs.cluster import run_on_cluster
+
+        return run_on_cluster(step, worker, request, processes)
+    bring(request, step.study.store)
     if processes > 1:
         command = [f"{WORKERS}.torchrun", str(processes), worker]
     elif compute_mode() == "inline":
-        return importlib.import_module(f"{WORKERS}.{worker}").run(request, _reports(step))
+        run = importlib.import_module(f"{WORKERS}.{worker}").run
+        began = time.monotonic()
+        result = run(request, _reports(step))
+        step.worked(time.monotonic() - began)
+        return result
     else:
         command = [f"{WORKERS}.{worker}"]
     result_path = step.work / f"{worker}.json"
@@ -134,7 +144,7 @@ def run_worker(
         if f"code {DISK_FULL}" in str(error):
             raise DiskFull.at(str(step.cell), step.study.store.root) from error
         if f"code {OUT_OF_MEMORY}" in str(error):
-            raise GroupOutOfMemory from error
+            raise RankOutOfMemory from error
         # A message for the user ends the process with a code, too: the file says more.
     if not result_path.exists():
         raise KinjectError(
@@ -144,6 +154,7 @@ def run_worker(
     outcome = json.loads(result_path.read_text(encoding="utf-8"))
     if "error" in outcome:
         raise KinjectError(outcome["error"]["message"])
+    step.worked(outcome["seconds"])
     return outcome["result"]
 
 
@@ -171,7 +182,7 @@ def run_training(step: Step, request: dict[str, Any]) -> dict[str, Any]:
         fields = {**request, "training": settings.model_dump(mode="json")}
         try:
             return run_worker(step, "train", fields, settings.processes)
-        except GroupOutOfMemory as error:
+        except RankOutOfMemory as error:
             label = f"{request['corpus']} {request['model']}.{request['recipe']}"
             less = leaner(settings)
             if less is None:

@@ -15,8 +15,8 @@ from kinject_assets.core.interrupts import Interrupts
 from kinject_assets.core.plan import Plan
 from kinject_assets.core.store import Cell
 from kinject_assets.defs import io
-from kinject_assets.defs.instance import process_tags
 from kinject_assets.defs.io import COMPLETE, UNLESS_COMPLETE
+from kinject_assets.defs.liveness import process_tags
 from kinject_assets.defs.partitions import partition_key
 
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}

@@ -1,46 +1,36 @@
 """The profile's own Dagster instance: opened ready to use, and cleared of what a crash left."""
 
+import contextlib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import dagster as dg
 from dagster import DagsterInstance, DagsterRunStatus, RunsFilter
 
-from kinject_assets.config import Profile, home
+from kinject_assets.config import Profile
+from kinject_assets.core.history import (
+    HEADER,
+    POSTGRES_URL,
+    SETTINGS,
+    dagster_folder,
+    name_driver,
+    opening,
+    wants_postgres,
+    written_by_us,
+)
 from kinject_assets.core.lineage.audit import Logged
 from kinject_assets.core.manifest import Manifest, write_atomically
-from kinject_assets.core.process import Owner, this_process
 from kinject_assets.core.store import Cell, Store
 from kinject_assets.defs.io import SEAL
+from kinject_assets.defs.liveness import PARENT_RUN, WatchedRunLauncher, alive
 from kinject_assets.defs.partitions import add_corpus_keys, partition_key
 
-HEADER = "# Written by kinject; remove this line to keep your own changes.\n"
-
-DAGSTER_YAML = (
-    HEADER
-    + """telemetry: {enabled: false}
-nux: {enabled: false}
-concurrency:
-  pools: {default_limit: 1, granularity: op}
-  runs: {max_concurrent_runs: 2}
-freshness: {enabled: true}
-run_monitoring:
-  enabled: true
-  poll_interval_seconds: 10
-  start_timeout_seconds: 180
-  free_slots_after_run_end_seconds: 5
+POSTGRES = f"""storage:
+  postgres:
+    postgres_url: {{env: {POSTGRES_URL}}}
 """
-)
-
-# The prefix keeps them out of the UI.
-PID_TAG = ".dagster/kinject_pid"
-BORN_TAG = ".dagster/kinject_process_born"
-HOST_TAG = ".dagster/kinject_host"
-
-PARENT_RUN = "KINJECT_PARENT_RUN"
-"""Environment variable with the run that a `kinject run` works for: it is alive as long as that."""
 
 UNFINISHED = [
     DagsterRunStatus.NOT_STARTED,
@@ -67,30 +57,68 @@ class Recovered:
     events: tuple[str, ...]
 
 
+def _settings(profile: Profile, postgres: bool) -> str:
+    """Dagster's settings for a profile.
+
+    A slot is free within a minute after its run's end, however that came: a run whose process is
+    gone is noticed in the next poll, one that does not obey is given up after the cancel timeout.
+    """
+    # A run of `full_study` waits for runs of its own.
+    most = 1 + max(profile.pools.model_dump().values())
+    return f"""{HEADER}telemetry: {{enabled: false}}
+nux: {{enabled: false}}
+concurrency:
+  pools: {{default_limit: 1, granularity: op}}
+  runs: {{max_concurrent_runs: {most}}}
+freshness: {{enabled: true}}
+run_launcher: {{module: {WatchedRunLauncher.__module__}, class: {WatchedRunLauncher.__name__}}}
+run_monitoring:
+  enabled: true
+  poll_interval_seconds: 10
+  start_timeout_seconds: 180
+  cancel_timeout_seconds: 30
+  free_slots_after_run_end_seconds: 5
+{POSTGRES if postgres else ""}"""
+
+
 def dagster_home(profile: Profile) -> Path:
     """`$DAGSTER_HOME`, or the profile's own folder; its `dagster.yaml` is kept up to date."""
-    given = os.environ.get("DAGSTER_HOME")
-    folder = Path(given) if given else home(profile) / "dagster"
-    settings = folder / "dagster.yaml"
-    ours = not settings.exists() or settings.read_text(encoding="utf-8").startswith(HEADER)
-    if ours:
-        write_atomically(settings, DAGSTER_YAML)
+    folder = dagster_folder(profile)
+    if written_by_us(folder):
+        path = folder / SETTINGS
+        postgres = wants_postgres(folder)
+        if postgres:
+            name_driver()
+        text = _settings(profile, postgres)
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
+            write_atomically(path, text)
     os.environ["DAGSTER_HOME"] = str(folder)
     return folder
 
 
+def open_history(profile: Profile) -> DagsterInstance:
+    """Opens the profile's instance as it is."""
+    folder = dagster_home(profile)
+    ours = written_by_us(folder) and wants_postgres(folder)
+    with opening(profile) if ours else contextlib.nullcontext():
+        return DagsterInstance.get()
+
+
 def open_instance(profile: Profile) -> DagsterInstance:
-    """Opens the profile's instance, with its corpora as partition keys."""
-    dagster_home(profile)
-    instance = DagsterInstance.get()
+    """Opens the profile's instance, with its corpora as partition keys and its pools' limits."""
+    instance = open_history(profile)
     add_corpus_keys(instance)
+    set_pools(instance, profile)
     return instance
 
 
-def process_tags() -> dict[str, str]:
-    """Tags that say which process a run lives in, so that its death can be told later."""
-    me = this_process()
-    return {PID_TAG: str(me.pid), BORN_TAG: str(me.born), HOST_TAG: me.host}
+def set_pools(instance: DagsterInstance, profile: Profile) -> None:
+    """Gives the pools the profile's limits; those that are right are left alone."""
+    storage = instance.event_log_storage
+    known = {pool.name: pool.limit for pool in storage.get_pool_limits()}
+    for pool, limit in profile.pools.model_dump().items():
+        if known.get(pool) != limit:
+            storage.set_concurrency_slots(pool, limit)
 
 
 def recover(instance: DagsterInstance, store: Store, ui_alive: bool) -> Recovered:
@@ -107,7 +135,7 @@ def recover(instance: DagsterInstance, store: Store, ui_alive: bool) -> Recovere
     """
     buried: list[str] = []
     for run in instance.get_runs(filters=RunsFilter(statuses=UNFINISHED)):
-        if _alive(run.tags, ui_alive) or run.run_id == os.environ.get(PARENT_RUN):
+        if alive(instance, run, ui_alive) or run.run_id == os.environ.get(PARENT_RUN):
             continue
         instance.report_run_failed(
             run, "The process of this run is gone (killed, or the machine went down)."
@@ -119,15 +147,6 @@ def recover(instance: DagsterInstance, store: Store, ui_alive: bool) -> Recovere
         drafts=tuple(store.sweep_dead()),
         events=tuple(report_published(instance, store)),
     )
-
-
-def _alive(tags: Mapping[str, str], ui_alive: bool) -> bool:
-    if PID_TAG not in tags:
-        return ui_alive
-    try:
-        return Owner(int(tags[PID_TAG]), int(tags[BORN_TAG]), tags[HOST_TAG]).alive
-    except (ValueError, KeyError):
-        return False
 
 
 def free_slots(instance: DagsterInstance) -> int:

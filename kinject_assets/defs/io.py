@@ -21,13 +21,15 @@ from kinject_assets.core.errors import (
     MissingArtefact,
     is_disk_full,
 )
+from kinject_assets.core.lake.objects import LakeError
 from kinject_assets.core.manifest import Manifest, fingerprint
-from kinject_assets.core.plan import CODE_VERSIONS, Plan
+from kinject_assets.core.plan import CODE_VERSIONS, OUTPUTS, Plan
 from kinject_assets.core.process import this_process
 from kinject_assets.core.progress import KEPT_SECONDS, PROGRESS, Progress
 from kinject_assets.core.report.plots import markdown_image
 from kinject_assets.core.schema import arrow_schema, described
 from kinject_assets.core.store import Cell, library_versions, write_rows
+from kinject_assets.defs.liveness import note_process
 from kinject_assets.defs.partitions import cell_parts
 from kinject_assets.defs.resources import Study
 
@@ -66,6 +68,7 @@ class Step:
         cell: What is being made.
         draft: Folder for its files; it becomes the artefact on `finish`.
         work: Folder that survives a crash, for work that a second try goes on with.
+        placement: Metadata on where it was made.
     """
 
     def __init__(
@@ -85,6 +88,7 @@ class Step:
             )
         self.fingerprint = fingerprint(CODE_VERSIONS[cell.asset], self.config, self.inputs)
         self.work = study.store.work(cell, self.fingerprint)
+        self.placement: dict[str, Any] = {}
         self._began = datetime.now(UTC)
         self._last_log = self._last_kept = self._last_observed = time.monotonic()
         before = Progress.read(self.work / PROGRESS)
@@ -111,6 +115,11 @@ class Step:
             self._last_observed = now
             self._observe(message, done or 0, total)
 
+    def worked(self, seconds: float) -> None:
+        """Adds up what workers of this step took, for its metadata."""
+        before = self.placement.get("worker_seconds", 0.0)
+        self.placement["worker_seconds"] = round(before + seconds, 2)
+
     def _keep(self, message: str, done: int | None, total: int | None) -> None:
         # Without room for a note the work itself goes on, and says so if it needs room.
         with contextlib.suppress(OSError):
@@ -134,8 +143,13 @@ class Step:
         """Rows of another asset of this corpus."""
         return self.study.store.rows(self.upstream(asset), name or asset, row_type)
 
-    def previous_folders(self, *but: str) -> list[str]:
-        """Folders of earlier versions of this asset under the same settings, this cell's first.
+    @property
+    def seconds(self) -> float:
+        """Since it began."""
+        return (datetime.now(UTC) - self._began).total_seconds()
+
+    def previous(self, *but: str) -> list[tuple[Cell, Manifest]]:
+        """Earlier versions of this asset under the same settings, this cell's first.
 
         Those of corpora that share pages with this one are among them.
 
@@ -143,7 +157,7 @@ class Step:
             *but: Parts of the configuration that may differ.
         """
         store = self.study.store
-        found: list[str] = []
+        found: list[tuple[Cell, Manifest]] = []
         for cell in (self.cell, *self.family()):
             manifest = self.previous_manifest(cell)
             if (
@@ -152,8 +166,12 @@ class Step:
                 and self.study.plan.same_config(cell, manifest, *but)
                 and not store.problem(cell, manifest, hashes=True)
             ):
-                found.append(str(store.path(cell, ".")))
+                found.append((cell, manifest))
         return found
+
+    def previous_folders(self, *but: str) -> list[str]:
+        """Folders of `previous`."""
+        return [self.study.store.reference(cell, ".") for cell, _ in self.previous(*but)]
 
     def family(self) -> list[Cell]:
         """Cells of this asset whose corpus shares pages with this one's (releases of a window)."""
@@ -235,6 +253,10 @@ class Step:
     ) -> dg.MaterializeResult:
         """Publishes the artefact and tells Dagster what it is."""
         key = self.context.partition_key if self.context.has_partition_key else ""
+        # Side files first: what is published may name them.
+        self.study.store.push()
+        if output := OUTPUTS.get(self.cell.asset):
+            self.study.store.keep_output(output)
         manifest = self.study.store.publish(
             self.cell,
             self.draft,
@@ -265,15 +287,16 @@ class Step:
             for key, value in (counts or {}).items()
             if isinstance(value, int | float | str)
         }
-        shown["seconds"] = round((datetime.now(UTC) - self._began).total_seconds(), 2)
+        shown["seconds"] = round(self.seconds, 2)
         shown[SEAL] = manifest.seal
-        shown["dagster/uri"] = str(self.study.store.folder(self.cell))
+        shown["dagster/uri"] = self.study.store.where(self.cell)
         shown["bytes"] = sum(file["bytes"] for file in manifest.files.values())
         if rows is not None and row_type is not None:
             shown["dagster/row_count"] = len(rows)
             shown["dagster/column_schema"] = column_schema(row_type)
             if rows:
                 shown["preview"] = preview(rows)
+        shown.update(self.placement)
         shown.update(metadata or {})
         return dg.MaterializeResult(
             data_version=dg.DataVersion(logical_version), metadata=shown, check_results=checks
@@ -299,6 +322,7 @@ def one_maker(compute: Callable[..., dg.MaterializeResult]) -> Callable[..., dg.
         study: Study = given["study"]
         key = context.partition_key if context.has_partition_key else None
         cell = Cell(context.asset_key.to_user_string(), cell_parts(key))
+        note_process(context.instance, context.run)
         with study.store.lock(
             cell, lambda: context.log.info("%s: another process makes it; waiting", cell)
         ):
@@ -353,6 +377,9 @@ def making(context: dg.AssetExecutionContext, study: Study) -> Iterator[Step]:
             except Exception:
                 # It is not being made any more; a killed process leaves its note.
                 (step.work / PROGRESS).unlink(missing_ok=True)
+                # What was paid for is not lost with this machine.
+                with contextlib.suppress(LakeError):
+                    study.store.push()
                 raise
         for end in ends:
             end()

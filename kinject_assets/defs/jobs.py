@@ -12,7 +12,7 @@ import psutil
 from pydantic import Field
 
 from kinject_assets.core.plan import METHODS, TABLES
-from kinject_assets.defs.instance import PARENT_RUN
+from kinject_assets.defs.liveness import PARENT_RUN, note_process
 from kinject_assets.defs.partitions import PROFILE
 
 TAIL = 12
@@ -63,6 +63,7 @@ def follow(context: dg.OpExecutionContext, words: Sequence[str]) -> None:
     """
     command = [sys.executable, "-m", "kinject_assets.cli", *words, "--profile", str(PROFILE.path)]
     lines: list[str] = []
+    note_process(context.instance, context.run)
     with subprocess.Popen(
         command,
         env={**os.environ, PARENT_RUN: context.run_id},

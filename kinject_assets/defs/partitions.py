@@ -4,8 +4,9 @@ from pathlib import Path
 
 import dagster as dg
 
-from kinject_assets.config import home, load_profile
+from kinject_assets.config import load_profile
 from kinject_assets.core.corpus.releases import with_releases
+from kinject_assets.core.lake.opening import open_store
 
 PROFILE = load_profile()
 """The profile of this process: `$KINJECT_PROFILE`, default `lab`."""
@@ -28,7 +29,7 @@ def add_corpus_keys(instance: dg.DagsterInstance) -> list[str]:
     """Gives the instance all corpora as partition keys; returns those that were new."""
     name = "corpus"
     known = set(instance.get_dynamic_partitions(name))
-    new = [key for key in corpus_keys(home(PROFILE) / "lake") if key not in known]
+    new = [key for key in corpus_keys(open_store(PROFILE, refresh=False).lake) if key not in known]
     if new:
         instance.add_dynamic_partitions(name, new)
     return new

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import dagster as dg
 
-from kinject_assets.config import LLM, Profile, Wiki, home, local_or_hub
+from kinject_assets.config import LLM, Profile, Wiki, local_or_hub
+from kinject_assets.core.lake.opening import open_store
 from kinject_assets.core.llm.client import LLMClient
 from kinject_assets.core.llm.ledger import Ledger
 from kinject_assets.core.llm.service import address_of
@@ -33,7 +34,7 @@ class Study(dg.ConfigurableResource):
     @property
     def store(self) -> Store:
         """The profile's lake."""
-        return Store(home(PROFILE))
+        return open_store(PROFILE, refresh=False)
 
     @property
     def database(self) -> Path:

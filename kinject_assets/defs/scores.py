@@ -10,6 +10,7 @@ from kinject_assets.config import RecipeSpec, Scoring
 from kinject_assets.core.plan import CODE_VERSIONS, METHODS
 from kinject_assets.core.report.plots import Point, accuracy_by_k, bars
 from kinject_assets.core.schema import Answer, Checkpoint, Condition, Question, logical_version
+from kinject_assets.core.scoring.pace import SECONDS, seconds_per_answer
 from kinject_assets.core.scoring.prompts import LETTERS
 from kinject_assets.core.statistics.intervals import wilson
 from kinject_assets.core.store import Cell, read_rows
@@ -183,7 +184,8 @@ def _answers(step: Step, config: ScoringSettings) -> dg.MaterializeResult:
     retrievers = profile.retrieval.answering(profile.corpora[corpus].exam.kind)
     request = score_request(step, corpus, method, scoring, retrievers)
     # An answer is to a prompt, whichever retriever brought what is in it.
-    request["previous"] = step.previous_folders("retrievers")
+    earlier = step.previous("retrievers")
+    request["previous"] = [str(step.study.store.path(cell, ".")) for cell, _ in earlier]
     done = run_worker(step, "score", request)
     rows = read_rows(step.draft / "answers.parquet", Answer)
     conditions = read_rows(step.draft / "conditions.parquet", Condition)
@@ -191,6 +193,10 @@ def _answers(step: Step, config: ScoringSettings) -> dg.MaterializeResult:
     accuracy = _accuracy(rows, conditions)
     first = next(iter(retrievers), "")
     options = max(len(row.logliks) for row in rows)
+    # Another cell's may be of this very run; what a stopped run had kept took none of this time.
+    fresh = sum(row.run_id == step.context.run_id for row in rows)
+    asked = min(fresh, len(rows) - done["reused"])
+    pace = seconds_per_answer(step.seconds, asked, len(rows), [m for _, m in earlier])
     return step.finish(
         logical_version(rows),
         rows=rows,
@@ -199,6 +205,7 @@ def _answers(step: Step, config: ScoringSettings) -> dg.MaterializeResult:
             "questions": tested,
             "conditions": len(conditions),
             "answers_taken_over": done["reused"],
+            **({} if pace is None else {SECONDS: pace}),
             **{
                 f"accuracy_{c.shots}shot_k{c.k}{_named(c, first, '_')}": value
                 for c, value in accuracy.items()

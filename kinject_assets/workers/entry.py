@@ -1,10 +1,10 @@
 """What the entry points share: requests from JSON, Pipes, results and errors back.
 
 The parent gives the request as the Pipes extra `request`, with one more field: `result_path`, the
-file that gets `{"result": ...}` or, for an error that a user can act on, `{"error": {"type",
-"message"}}`. Exit codes: 0 done, 2 such an error, 28 no room on the disk, 77 out of GPU memory
-where several processes have to start again together, 130 interrupted, 1 anything else (the
-exception goes to Dagster through Pipes).
+file that gets `{"result": ..., "seconds": ...}` or, for an error that a user can act on,
+`{"error": {"type", "message"}}`. Exit codes: 0 done, 2 such an error, 28 no room on the disk, 77
+out of GPU memory where several processes have to start again together, 130 interrupted, 1 anything
+else (the exception goes to Dagster through Pipes).
 
 Of several processes that work together, only the first one reports to Dagster and writes the
 result; an error is written by each that meets one.
@@ -99,8 +99,10 @@ def main(
             cell = str(pipes.extras.get("cell", ""))
             stay_local(*sources(fields))
             report = _log_report(pipes.log, interrupts, cell, result_path.parent)
+            began = time.monotonic()
             try:
                 outcome: dict[str, Any] = {"result": run(fields, report if ranks.first else silent)}
+                outcome["seconds"] = time.monotonic() - began
             except KinjectError as error:
                 outcome = {"error": {"type": type(error).__name__, "message": str(error)}}
             if ranks.first or "error" in outcome:

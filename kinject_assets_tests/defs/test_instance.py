@@ -13,15 +13,17 @@ import pytest
 from dagster import DagsterInstance, DagsterRunStatus
 from dagster._core.test_utils import create_run_for_test
 
-from kinject_assets.config import load_profile
+from kinject_assets.config import Pools, load_profile
 from kinject_assets.core.store import MANIFEST, Cell, Store
-from kinject_assets.defs.instance import (
+from kinject_assets.definitions import ASSETS
+from kinject_assets.defs.instance import dagster_home, logged, open_instance, recover
+from kinject_assets.defs.liveness import (
+    HOST_TAG,
     PARENT_RUN,
     PID_TAG,
-    logged,
-    open_instance,
+    WatchedRunLauncher,
+    note_process,
     process_tags,
-    recover,
 )
 
 DEAD = "999999"
@@ -49,6 +51,77 @@ def claim(instance: DagsterInstance, pool: str, run_id: str) -> None:
 
 def held(instance: DagsterInstance, pool: str) -> int:
     return len(instance.event_log_storage.get_concurrency_info(pool).claimed_slots)
+
+
+def test_pools_follow_the_profile(instance: DagsterInstance) -> None:
+    profile = load_profile("lab")
+    storage = instance.event_log_storage
+    limits = {pool.name: pool.limit for pool in storage.get_pool_limits()}
+    assert limits == profile.pools.model_dump() == {"gpu": 1, "llm": 1, "wiki": 1, "duckdb": 1}
+
+    pools = profile.pools.model_copy(update={"gpu": 3, "llm": 2})
+    wider = profile.model_copy(update={"pools": pools})
+    with open_instance(wider) as again:
+        info = again.event_log_storage.get_concurrency_info("gpu")
+        assert (info.limit, info.slot_count) == (3, 3)
+        queue = again.get_concurrency_config().run_queue_config
+        assert queue is not None
+        # The largest pool, and a run that waits for runs of its own.
+        assert queue.max_concurrent_runs == 4
+    with open_instance(profile) as again:
+        assert again.event_log_storage.get_concurrency_info("gpu").slot_count == 1
+
+
+def test_every_pool_of_the_assets_is_in_the_profile() -> None:
+    used = {pool for asset in ASSETS for pool in asset.node_def.pools}
+    assert used == set(Pools.model_fields)
+
+
+def test_settings_are_written_only_when_they_change(instance: DagsterInstance) -> None:
+    path = dagster_home(load_profile("lab")) / "dagster.yaml"
+    before = path.stat().st_mtime_ns
+    dagster_home(load_profile("lab"))
+    assert path.stat().st_mtime_ns == before
+
+
+def test_the_launcher_tells_the_monitoring_of_dead_processes(
+    instance: DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launcher = instance.run_launcher
+    assert isinstance(launcher, WatchedRunLauncher)
+
+    def health(run_id: str) -> str:
+        run = instance.get_run_by_id(run_id)
+        assert run is not None
+        return launcher.check_run_worker_health(run).status.value
+
+    assert health(started(instance)) == "RUNNING"
+    assert health(started(instance, **process_tags())) == "RUNNING"
+    assert health(started(instance, **{**process_tags(), PID_TAG: DEAD})) == "FAILED"
+
+    # A child of a run, on a machine whose processes we do not see: it ends with its parent.
+    parent = started(instance)
+    monkeypatch.setenv(PARENT_RUN, parent)
+    child = started(instance, **{**process_tags(), HOST_TAG: "elsewhere"})
+    assert health(child) == "RUNNING"
+    run = instance.get_run_by_id(parent)
+    assert run is not None
+    instance.report_run_failed(run)
+    assert health(child) == "FAILED"
+
+
+def test_a_run_of_the_ui_notes_its_process_once(instance: DagsterInstance) -> None:
+    def run(run_id: str) -> dg.DagsterRun:
+        found = instance.get_run_by_id(run_id)
+        assert found is not None
+        return found
+
+    run_id = started(instance)
+    note_process(instance, run(run_id))
+    assert run(run_id).tags[PID_TAG] == str(os.getpid())
+    other = started(instance, **{PID_TAG: DEAD})
+    note_process(instance, run(other))
+    assert run(other).tags[PID_TAG] == DEAD
 
 
 def test_a_fresh_instance_knows_the_profiles_corpora(instance: DagsterInstance) -> None:

@@ -37,16 +37,26 @@ def free_port() -> int:
 
 
 @contextmanager
-def serving_ui(profile: Path, home: Path) -> Iterator[str]:
-    """`kinject ui` as a user starts it; its address. Nothing is left behind at the end."""
+def serving_ui(
+    profile: Path, home: Path, log: Path = Path(os.devnull), **variables: str
+) -> Iterator[str]:
+    """`kinject ui` as a user starts it; its address. Nothing is left behind at the end.
+
+    Args:
+        profile: The profile's file.
+        home: Its KINJECT_HOME.
+        log: Where all that webserver, daemon and runs say goes.
+        variables: More of the environment.
+    """
     port = free_port()
-    process = subprocess.Popen(
-        command("ui", "--profile", str(profile), "--port", str(port)),
-        env=environment(home),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+    with log.open("ab") as said:
+        process = subprocess.Popen(
+            command("ui", "--profile", str(profile), "--port", str(port)),
+            env={**environment(home), **variables},
+            stdout=said,
+            stderr=said,
+            start_new_session=True,
+        )
     url = f"http://127.0.0.1:{port}"
     until = time.monotonic() + 120
     while True:

@@ -113,6 +113,11 @@ def test_what_did_not_change_was_neither_embedded_nor_asked_about_nor_answered(
         assert fresh == 0, (asset, found)
     base = store.rows(Cell("answers_base", ("events-current", "lab-llama")), "answers", Answer)
     assert len({row.run_id for row in base}) > 1, "some answers are those of an earlier run"
+    for asset in ("answers_base", "answers_rag"):
+        found = counts(store, asset, "events-2031-04", "lab-llama")
+        asked = found["questions"] * found["conditions"] - found["answers_taken_over"]
+        assert asked < found["answers_taken_over"], asset
+        assert found["seconds_per_answer"] > 0, "those of the making that asked"
     keys = [row["key"] for row in paid(store) if row["row"] == "intent"]
     assert len(keys) == len(set(keys)), "nothing was asked for twice"
 

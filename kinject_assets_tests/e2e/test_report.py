@@ -472,6 +472,36 @@ def test_the_page_reckons_as_the_study_does(tmp_path: Path, page: Page) -> None:
     assert [found["low"], found["high"]] == pytest.approx(list(paired_difference(*tally)))
 
 
+def test_passages_that_have_been_replaced_since_are_not_shown(tmp_path: Path, page: Page) -> None:
+    store = synthetic.write_lake(tmp_path / "lake")
+    build_database(store, synthetic.profile())
+    database = store.root / DATABASE
+    read = 'json_merge_patch(inputs, \'{"retrieved/rivers": "as it was then"}\')'
+    note, passages = page.locator("#question p.overtaken"), page.locator("#question ol.passages li")
+    for artefact, others in (("answers_rag/rivers/tiny", 3), ("answers_ft_rag/rivers/%", 0)):
+        with duckdb.connect(str(database)) as connection:
+            connection.execute(
+                f"UPDATE artefacts SET inputs = {read} WHERE artefact LIKE ?", [artefact]
+            )
+        path = _without_figures(database, tmp_path / f"{others}.html")
+        with watched(page):
+            opened(page, path, "#q=q-rivers-7")
+            expect(note).to_contain_text("RAG of tiny is no longer there: retrieved/rivers has")
+            expect(note).to_contain_text("changed since it was read. kinject run asks again.")
+            expect(passages).to_have_count(others)
+            assert ("in front of the others" in note.inner_text()) == bool(others)
+            assert not serious(page)
+    # Whether the passage was retrieved is not known either; of other corpora it is.
+    rank = page.locator("#rows td:nth-child(5)").first
+    page.locator("select[name=corpus]").select_option(label="rivers")
+    expect(rank).to_have_text("-")
+    page.locator("select[name=corpus]").select_option(label="events-2031-04")
+    expect(rank).to_have_text("1")
+    page.evaluate("location.hash = '#q=q-events-2031-04-7'")
+    expect(passages).to_have_count(3)
+    expect(note).to_have_count(0)
+
+
 def test_only_pairs_that_are_there_can_be_chosen(tmp_path: Path, page: Page) -> None:
     """Of one corpus no trained model is in the tables: FT is not offered, nor kept."""
     store = synthetic.write_rich_lake(tmp_path / "lake")

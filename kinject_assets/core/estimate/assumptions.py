@@ -91,6 +91,39 @@ ASSUMPTIONS: dict[str, Assumption] = {
     "log_bytes": Assumption(180_000, "Dagster's record of making an artefact: measured on the lab"),
     "ledger_bytes": Assumption(500, "a request in the ledger, without its answer: measured"),
     "report_bytes": Assumption(17_000, "the report, for each artefact: measured on the lab"),
+    "step_seconds": Assumption(
+        0.9, "Dagster's, from the end of a step to the next of its run: measured on the lab"
+    ),
+    "run_seconds": Assumption(
+        2.3, "beside that, where `kinject run` goes on to another partition: measured on the lab"
+    ),
+    "backfill_run_seconds": Assumption(
+        24,
+        "until a run of a backfill begins: half of the 30 s between two looks of Dagster's "
+        "backfill daemon, half of the 5 s between two of its queue, and some 6 s for its process",
+    ),
+    "ray_job_seconds": Assumption(
+        10, "from a Ray job's submission to its first process: 10 to 14 s measured on 2 cores"
+    ),
+    "process_seconds": Assumption(
+        6, "a process that imports torch, transformers, peft and lm-eval: 6.4 s measured on 2 cores"
+    ),
+    "load_bytes_per_second": Assumption(1e9, "weights read from a disk; not measured"),
+    "merge_seconds": Assumption(1, "what several processes made, put together; not measured"),
+    "parallel_efficiency": Assumption(
+        0.9, "speed of processes that train together, to the sum of their speeds; not measured"
+    ),
+    "light_seconds": Assumption(
+        3, "a step that runs no model and asks nobody: 0.04 to 29 s measured on the lab"
+    ),
+    "page_seconds": Assumption(0.05, "fetching a page of a wiki, 50 a request; not measured"),
+    "request_seconds": Assumption(
+        0.7, "until the language model's first token, of a hosted service; not measured"
+    ),
+    "output_tokens_per_second": Assumption(60, "its tokens from there on; not measured"),
+    "batch_seconds": Assumption(
+        86_400, "answers to a batch of requests: a day, the most that services promise"
+    ),
 }
 """Name -> assumption."""
 

@@ -1,9 +1,8 @@
 """An estimate for people and for programs."""
 
 import json
-import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from kinject_assets.config import Profile
@@ -23,17 +22,12 @@ from kinject_assets.core.estimate.reckoning import (
     still_open,
     total_usd,
 )
+from kinject_assets.core.estimate.sections import Section, in_hours, in_usd, laid_out
 from kinject_assets.core.estimate.spent import anything, read_spent
 from kinject_assets.core.plan import Plan
 from kinject_assets.core.progress import Report, silent
 from kinject_assets.core.results.tables import Format, Result, render
 from kinject_assets.core.store import Store
-
-WIDTH = 80
-"""Characters of a line of text."""
-
-SHORTEST_NAME = 16
-"""Characters that a table's first column has at least; longer names are wrapped to what fits."""
 
 MARKS = {
     "made": "m",
@@ -51,17 +45,6 @@ LEGEND = (
     "e expected: the profile's expected_chunks. k known: MMLU's size. c computed from chunks and "
     "exams. ? unknown."
 )
-
-
-@dataclass
-class _Section:
-    """A table with lines above and below it; all but its first column are right-aligned."""
-
-    title: str
-    columns: Sequence[str] = ()
-    rows: list[Sequence[str]] = field(default_factory=list)
-    above: list[str] = field(default_factory=list)
-    below: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,60 +108,7 @@ def format_estimate(shown: Shown, fmt: Format | str = "text") -> str:
     if fmt == "csv":
         columns = ("part", "name", "quantity", "value", "source")
         return render(Result(columns, _lines(shown)), fmt)
-    sections = _sections(shown)
-    if fmt == "markdown":
-        return "\n\n".join(_markdown(section) for section in sections)
-    return "\n\n".join(_text(section) for section in sections)
-
-
-def _text(section: _Section) -> str:
-    lines = [*_wrapped(section.title)]
-    for line in section.above:
-        lines += _wrapped(line)
-    if section.rows:
-        lines += ["", *_table(section.columns, section.rows)]
-    if section.below:
-        lines.append("")
-    for line in section.below:
-        lines += _wrapped(line)
-    return "\n".join(lines)
-
-
-def _wrapped(line: str) -> list[str]:
-    hanging = "  " if line.startswith(("- ", "! ")) else ""
-    return textwrap.wrap(
-        line, WIDTH, subsequent_indent=hanging, break_long_words=False, break_on_hyphens=False
-    ) or [""]
-
-
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [
-        max(len(column), *(len(row[n]) for row in rows))
-        for n, column in enumerate(columns[1:], start=1)
-    ]
-    room = max(SHORTEST_NAME, WIDTH - sum(widths) - 2 * len(widths))
-    names = [textwrap.wrap(row[0], room) or [""] for row in rows]
-    first = max(len(columns[0]), *(len(part) for parts in names for part in parts))
-
-    def line(name: str, values: Sequence[str]) -> str:
-        cells = (value.rjust(width) for value, width in zip(values, widths, strict=True))
-        return "  ".join((name.ljust(first), *cells)).rstrip()
-
-    lines = [line(columns[0], columns[1:]), "  ".join("-" * width for width in (first, *widths))]
-    for (name, *more), row in zip(names, rows, strict=True):
-        lines += [line(name, row[1:]), *more]
-    return lines
-
-
-def _markdown(section: _Section) -> str:
-    parts = [f"### {section.title}", *section.above]
-    if section.rows:
-        parts.append(
-            render(Result(tuple(section.columns), [tuple(r) for r in section.rows]), "markdown")
-        )
-    bullets = [line[2:] if line.startswith(("- ", "! ")) else line for line in section.below]
-    parts.append("\n".join(f"- {line}" for line in bullets))
-    return "\n\n".join(part for part in parts if part)
+    return laid_out(_sections(shown), fmt)
 
 
 # --- numbers
@@ -193,20 +123,6 @@ def _count(value: float | None) -> str:
     return f"{value:,.0f}"
 
 
-def in_usd(value: float | None) -> str:
-    """USD for people; `unknown` for `None`."""
-    return "unknown" if value is None else f"{value:,.2f}"
-
-
-def in_hours(seconds: float | None) -> str:
-    """Seconds as hours for people, short times as they are; `?` for `None`."""
-    if seconds is None:
-        return "?"
-    if seconds < 0.1 * HOUR:
-        return f"{seconds:,.1f} s"
-    return f"{seconds / HOUR:,.1f} h"
-
-
 def _figure(figure: Figure) -> str:
     if figure.value is None:
         return MARKS["unknown"]
@@ -216,7 +132,7 @@ def _figure(figure: Figure) -> str:
 # --- sections
 
 
-def _sections(shown: Shown) -> list[_Section]:
+def _sections(shown: Shown) -> list[Section]:
     found = [
         _head(shown),
         _corpora(shown.estimate),
@@ -229,10 +145,10 @@ def _sections(shown: Shown) -> list[_Section]:
     return [*found, _assumed(shown.estimate)]
 
 
-def _head(shown: Shown) -> _Section:
+def _head(shown: Shown) -> Section:
     found, left = shown.estimate, shown.open
     hours = found.gpu_hours
-    section = _Section(f"What {found.profile} costs, from nothing")
+    section = Section(f"What {found.profile} costs, from nothing")
     least = "At least: language model" if found.not_counted else "Language model"
     section.above = [
         f"{least} {in_usd(found.usd)} USD, {_machine_hours(hours)}, "
@@ -258,8 +174,8 @@ def _machine_hours(hours: float | None) -> str:
     )
 
 
-def _corpora(found: Estimate) -> _Section:
-    section = _Section(
+def _corpora(found: Estimate) -> Section:
+    section = Section(
         "Corpora",
         ("corpus", "articles", "chunks", "asked", "tokens", "test", "shots"),
         [
@@ -291,12 +207,12 @@ def _corpora(found: Estimate) -> _Section:
     return section
 
 
-def _model_service(found: Estimate) -> _Section:
+def _model_service(found: Estimate) -> Section:
     llm = found.llm
-    section = _Section("Language model", ("purpose", "requests", "again", "input", "output", "USD"))
+    section = Section("Language model", ("purpose", "requests", "again", "input", "output", "USD"))
     if not found.requests:
         nothing = "Nothing is asked of a language model."
-        return _Section(section.title, above=[UNKNOWN if found.not_counted else nothing])
+        return Section(section.title, above=[UNKNOWN if found.not_counted else nothing])
     groups = by(found.requests, lambda row: row.purpose)
     section.rows = [
         (
@@ -326,16 +242,16 @@ def _prices(found: Estimate) -> str:
     return f"USD {into:g} and {out:g} for a million tokens in and out, by {whose}."
 
 
-def _computing(shown: Shown) -> _Section:
+def _computing(shown: Shown) -> Section:
     found = shown.estimate
     machine = found.hardware
-    section = _Section(
+    section = Section(
         "Computing",
         ("stage", "trained on", "read", "FLOPs", "time", "measured here"),
     )
     if not found.work:
         nothing = "No model is run."
-        return _Section(section.title, above=[UNKNOWN if found.not_counted else nothing])
+        return Section(section.title, above=[UNKNOWN if found.not_counted else nothing])
     groups = by(found.work, lambda row: row.stage)
     for stage, rows in [*groups.items(), ("all", found.work)]:
         flops = [row.flops for row in rows]
@@ -384,8 +300,8 @@ def _machine_price(found: Estimate) -> str:
     return f"{text}, at {machine.usd_per_hour:g} USD an hour{as_of}: {usd:,.2f} USD."
 
 
-def _disk(found: Estimate) -> _Section:
-    section = _Section("Disk", ("what", "size"))
+def _disk(found: Estimate) -> Section:
+    section = Section("Disk", ("what", "size"))
     for stage, rows in by(found.space, lambda row: row.stage).items():
         section.rows.append((stage, gigabytes(sum(row.bytes for row in rows))))
     section.rows.append(("all", gigabytes(found.bytes)))
@@ -401,10 +317,10 @@ def _disk(found: Estimate) -> _Section:
     return section
 
 
-def _afterwards(shown: Shown) -> _Section:
+def _afterwards(shown: Shown) -> Section:
     kept = shown.kept
     assert kept is not None, "there is something to compare with"
-    section = _Section("Before and after", ("what", "estimated", "spent so far", "ratio"))
+    section = Section("Before and after", ("what", "estimated", "spent so far", "ratio"))
     for row in shown.compared:
         unit = row.what.rpartition(": ")[2]
         show = {"bytes": gigabytes, "seconds": in_hours, "USD": in_usd}.get(unit, _count)
@@ -426,8 +342,8 @@ def _afterwards(shown: Shown) -> _Section:
     return section
 
 
-def _assumed(found: Estimate) -> _Section:
-    section = _Section("Taken for granted (docs/planning.md and --format json say why)")
+def _assumed(found: Estimate) -> Section:
+    section = Section("Taken for granted (docs/planning.md and --format json say why)")
     values = (f"{name} {assumed.value:g}" for name, assumed in found.assumptions.items())
     section.above = [", ".join(values) + "."]
     return section

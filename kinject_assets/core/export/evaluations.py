@@ -291,7 +291,7 @@ def _models(plan: Plan) -> list[_Model]:
         settings = profile.models[plan.model_of(cell)]
         pretrained, peft = local_or_hub(profile, settings.source), ""
         if "/" in name:
-            trained = str(store.path(Cell("checkpoint", cell.parts), "model"))
+            trained = store.reference(Cell("checkpoint", cell.parts), "model")
             adapter = not cell.parts[1].partition(".")[2].startswith("full")
             pretrained, peft = (pretrained, trained) if adapter else (trained, "")
         models.append(_Model(name, pretrained, peft, settings, answers))

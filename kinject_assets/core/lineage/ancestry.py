@@ -89,6 +89,9 @@ _CHANGED_OF_ARTEFACT = f"SELECT input FROM ({CHANGED}) WHERE artefact = ?"
 SINCE = "has changed since it was read"
 """What is said of an input whose version is another one now."""
 
+SINCE_MANY = "have changed since they were read"
+"""The same of several."""
+
 
 def trace(database: Path, answer_id: str, shown: int = SHOWN) -> Node:
     """The chain of an answer: question, retrieved chunks, checkpoint, articles, and each step.

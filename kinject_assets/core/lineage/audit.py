@@ -6,13 +6,13 @@ database that was built from the lake. Nothing is mended.
 
 import dataclasses
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from pathlib import Path
 
 from kinject_assets.config import Profile
+from kinject_assets.core.corpus.releases import FOLDER as RELEASES
 from kinject_assets.core.corpus.releases import (
     FROZEN,
     RECORD,
@@ -23,14 +23,16 @@ from kinject_assets.core.corpus.releases import (
     unchanged,
 )
 from kinject_assets.core.errors import BrokenArtefact, KinjectError
+from kinject_assets.core.lake.inventory import Inventory, inventory
 from kinject_assets.core.lineage.database import RESULTS, check_database
 from kinject_assets.core.lineage.findings import Audit, Finding
-from kinject_assets.core.manifest import Manifest, file_sha256
+from kinject_assets.core.manifest import Manifest, file_sha256, is_version
 from kinject_assets.core.plan import CODE_VERSIONS, OUTPUTS, Plan
 from kinject_assets.core.progress import Report, silent
 from kinject_assets.core.results.loader import ANSWERS, DATABASE
 from kinject_assets.core.results.tables import fetch
 from kinject_assets.core.store import MANIFEST, Cell, Store
+from kinject_assets.core.store import OUTPUTS as FOR_PEOPLE
 
 __all__ = ["Audit", "Finding", "Logged", "audit"]
 
@@ -128,19 +130,21 @@ def audit(
         events: Asks Dagster's log; given, its last events are compared with the manifests.
         report: Told how far it is.
     """
+    _look_again(store)
     plan = _plan(store, profile)
     cells = plan.cells if plan else ()
-    lake = _read(store)
+    held = _Held(inventory(store))
+    lake = _read(held)
     log = events(cells) if events else {}
     _judge(store, lake, log)
     findings = list(_manifests(store, lake))
     for done, (cell, manifest) in enumerate(lake.manifests.items(), 1):
         report(f"hashes of {cell}", done, len(lake.manifests))
-        findings += _files(store, cell, manifest)
+        findings += _files(store, held, cell, manifest)
         if cell != AUDIT:
-            findings += _leftovers(store, cell, manifest)
-    findings += _abandoned(store, lake)
-    findings += _outputs(store, lake)
+            findings += _leftovers(store, held, cell, manifest)
+    findings += _abandoned(store, held, lake)
+    findings += _outputs(store, held, lake)
     findings += _gone(lake, log)
     damaged = list(_releases(store))
     findings += [*damaged, *_stale(lake, plan, {_named(f.artefact) for f in damaged})]
@@ -150,7 +154,7 @@ def audit(
         # A manifest is there a moment before its event.
         still = {finding.artefact for finding in _events(lake, events(cells))}
         unlogged = [finding for finding in unlogged if finding.artefact in still]
-    weighed = _weighed(store, lake, _standing(store, lake, [*findings, *unlogged]))
+    weighed = _weighed(store, lake, _standing(store, held, lake, [*findings, *unlogged]))
     return Audit(
         checked=len(lake.manifests) + len(lake.unreadable),
         files=sum(len(manifest.files) for manifest in lake.manifests.values()),
@@ -174,39 +178,38 @@ def _named(name: str) -> Cell:
     return Cell(asset, tuple(parts))
 
 
-def _cell(store: Store, folder: Path) -> Cell:
-    asset, *parts = folder.relative_to(store.lake).parts
-    return Cell(asset, tuple(parts))
+def _look_again(store: Store) -> None:
+    """Sees what an object store holds now; lists of releases are read by their bytes there."""
+    store.refresh(force=True)
+    if store.remote is not None:
+        store.remote.reread(f"{RELEASES}/")
 
 
-def _manifest_paths(store: Store) -> list[Path]:
-    """Manifests at the places where artefacts lie; a saved model may hold files of that name."""
-    return sorted(
-        path
-        for asset in CODE_VERSIONS
-        for depth in ("", "*/", "*/*/")
-        for path in (store.lake / asset).glob(f"{depth}{MANIFEST}")
-        if not _in_version(store, path)
-    )
+class _Held:
+    """What a lake held when the audit began, by the folder of the artefact that it belongs to."""
 
-
-def _in_version(store: Store, path: Path) -> bool:
-    return any(_is_version(p) for p in path.relative_to(store.lake).parts)
-
-
-def _is_version(name: str) -> bool:
-    return len(name) == 13 and name[0] == "v" and set(name[1:]) <= set("0123456789abcdef")
+    def __init__(self, files: Inventory) -> None:
+        self.files = files
+        self.names: defaultdict[str, list[str]] = defaultdict(list)
+        for name in sorted(files.names()):
+            parts = name.split("/")
+            end = next((n for n, p in enumerate(parts) if is_version(p)), len(parts) - 1)
+            if parts[0] in CODE_VERSIONS and 1 <= end <= 3:
+                self.names["/".join(parts[:end])].append("/".join(parts[end:]))
+        self.files_of = {folder: set(names) for folder, names in self.names.items()}
 
 
 # --- manifests ---
 
 
-def _read(store: Store) -> _Lake:
+def _read(held: _Held) -> _Lake:
     lake = _Lake()
-    for path in _manifest_paths(store):
-        cell = _cell(store, path.parent)
+    for folder, names in held.names.items():
+        if MANIFEST not in names:
+            continue
+        cell = _named(folder)
         try:
-            lake.manifests[cell] = Manifest.read(path)
+            lake.manifests[cell] = held.files.manifest(f"{folder}/{MANIFEST}")
             lake.seals[cell] = lake.manifests[cell].seal
         except BrokenArtefact as error:
             lake.unreadable[cell] = str(error)
@@ -270,7 +273,7 @@ def _manifests(store: Store, lake: _Lake) -> Iterator[Finding]:
             kind="changed",
             file=MANIFEST,
             detail=f"{MANIFEST} is not the one that was written: it was edited{what}",
-            mend=f"restore it from a backup, or delete {store.folder(cell)} and {AGAIN}",
+            mend=f"restore it from a backup, or delete {store.where(cell)} and {AGAIN}",
         )
 
 
@@ -283,14 +286,12 @@ def _unreadable(artefact: str, problem: str, file: str = "") -> Finding:
 # --- files ---
 
 
-def _files(store: Store, cell: Cell, manifest: Manifest) -> Iterator[Finding]:
-    folder = store.folder(cell)
-    mend = f"delete {folder} and {AGAIN}"
+def _files(store: Store, held: _Held, cell: Cell, manifest: Manifest) -> Iterator[Finding]:
+    mend = f"delete {store.where(cell)} and {AGAIN}"
     for name, recorded in manifest.files.items():
-        path = folder / name
-        if not path.resolve().is_relative_to(folder.resolve()):
+        if not held.files.inside(str(cell), name):
             detail = f"its manifest names {name}, outside its folder"
-        elif not path.is_file():
+        elif name not in held.files_of[str(cell)]:
             yield Finding(
                 artefact=str(cell),
                 kind="missing",
@@ -301,7 +302,7 @@ def _files(store: Store, cell: Cell, manifest: Manifest) -> Iterator[Finding]:
             continue
         else:
             try:
-                if file_sha256(path) == recorded.get("sha256"):
+                if held.files.sha256(f"{cell}/{name}") == recorded.get("sha256"):
                     continue
                 detail = f"bytes of {name} are not those written"
             except OSError as error:
@@ -309,49 +310,61 @@ def _files(store: Store, cell: Cell, manifest: Manifest) -> Iterator[Finding]:
         yield Finding(artefact=str(cell), kind="changed", file=name, detail=detail, mend=mend)
 
 
-def _orphan(cell: Cell, name: str, why: str) -> Finding:
+def _orphan(store: Store, cell: Cell, name: str, why: str) -> Finding:
+    mend = f"delete {store.where(cell)}/{name}" if store.remote else "delete it"
     return Finding(
-        artefact=str(cell), kind="orphaned", file=name, detail=f"{name} {why}", mend="delete it"
+        artefact=str(cell), kind="orphaned", file=name, detail=f"{name} {why}", mend=mend
     )
 
 
-def _leftovers(store: Store, cell: Cell, manifest: Manifest) -> Iterator[Finding]:
+def _leftovers(store: Store, held: _Held, cell: Cell, manifest: Manifest) -> Iterator[Finding]:
     """Versions that the manifest does not name, and files beside those that it names."""
-    folder = store.folder(cell)
     current = {name.split("/", 1)[0] for name in manifest.files}
-    for path in sorted(folder.iterdir()):
-        if path.name == MANIFEST:
+    for name in held.names[str(cell)]:
+        version = name.split("/", 1)[0]
+        if name == MANIFEST or name in manifest.files:
             continue
-        if _is_version(path.name) and path.name not in current:
-            yield _orphan(cell, path.name, "is no version of it")
-        elif _is_version(path.name):
-            for file in sorted(path.rglob("*")):
-                name = str(file.relative_to(folder))
-                if file.is_file() and name not in manifest.files:
-                    yield _orphan(cell, name, "is in no manifest")
-        elif path.is_file():
-            yield _orphan(cell, path.name, "is in no manifest")
+        if is_version(version) and version not in current:
+            yield _orphan(store, cell, version, "is no version of it")
+        elif not name.endswith("/"):
+            yield _orphan(store, cell, name, "is in no manifest")
 
 
-def _abandoned(store: Store, lake: _Lake) -> Iterator[Finding]:
+def _abandoned(store: Store, held: _Held, lake: _Lake) -> Iterator[Finding]:
     """Versions in folders without a manifest: drafts of a killed process, or a lost manifest."""
-    for asset in CODE_VERSIONS:
-        for depth in ("", "*/", "*/*/"):
-            for path in sorted((store.lake / asset).glob(f"{depth}v????????????")):
-                cell = _cell(store, path.parent)
-                inside = _in_version(store, path.parent)
-                if not _is_version(path.name) or inside or cell == AUDIT:
-                    continue
-                if cell not in lake.manifests and cell not in lake.unreadable:
-                    yield _orphan(cell, path.name, "has no manifest")
+    for folder, names in held.names.items():
+        cell = _named(folder)
+        if cell == AUDIT or cell in lake.manifests or cell in lake.unreadable:
+            continue
+        for version in sorted({name.split("/", 1)[0] for name in names}):
+            if is_version(version):
+                yield _orphan(store, cell, version, "has no manifest")
 
 
-def _outputs(store: Store, lake: _Lake) -> Iterator[Finding]:
-    """What people read outside the lake; the database is checked by itself."""
+def _outputs(store: Store, held: _Held, lake: _Lake) -> Iterator[Finding]:
+    """What people read outside the lake; the rows of the database are checked by themselves."""
     for asset, name in OUTPUTS.items():
-        if name != DATABASE and Cell(asset) in lake.manifests and not (store.root / name).exists():
+        if Cell(asset) not in lake.manifests:
+            continue
+        path = store.root / name
+        if name != DATABASE and not path.exists():
             yield Finding(
                 artefact=asset, kind="missing", file=name, detail=f"{name} is gone", mend=AGAIN
+            )
+        elif store.remote is not None and path.exists():
+            try:
+                if held.files.sha256(f"{FOR_PEOPLE}/{name}") == file_sha256(path):
+                    continue
+                detail = "is not the one here"
+            except OSError as error:
+                detail = f"cannot be read: {error.strerror}"
+            there = f"{store.remote}/{FOR_PEOPLE}/{name}"
+            yield Finding(
+                artefact=asset,
+                kind="changed",
+                file=name,
+                detail=f"{there} {detail}",
+                mend=f"delete it and {path}, and {AGAIN}",
             )
 
 
@@ -508,8 +521,13 @@ def _events(lake: _Lake, events: Mapping[str, Logged]) -> Iterator[Finding]:
 # --- what was made meanwhile ---
 
 
-def _standing(store: Store, lake: _Lake, findings: Iterable[Finding]) -> Iterator[Finding]:
+def _standing(
+    store: Store, held: _Held, lake: _Lake, findings: Iterable[Finding]
+) -> Iterator[Finding]:
     """Findings that a second look bears out: a study may be running."""
+    findings = list(findings)
+    if findings:
+        store.refresh()
     drafts = store.drafts()
     for finding in findings:
         cell = _named(finding.artefact)
@@ -519,11 +537,17 @@ def _standing(store: Store, lake: _Lake, findings: Iterable[Finding]) -> Iterato
             looked_at |= {_named(key.partition("#")[0]) for key in manifest.inputs}
         if any(_remade(store, lake, one) for one in looked_at):
             continue
-        if finding.kind == "orphaned" and finding.file:
-            there = (store.folder(cell) / finding.file).exists()
-            if finding.file.split("/", 1)[0] in drafts or not there:
-                continue
+        left = finding.file if finding.kind == "orphaned" else ""
+        if left and (left.split("/", 1)[0] in drafts or not _there(store, cell, left)):
+            continue
         yield finding
+
+
+def _there(store: Store, cell: Cell, name: str) -> bool:
+    """Whether a file or version of an artefact is there now."""
+    if store.remote is None:
+        return (store.folder(cell) / name).exists()
+    return any(f"{key}/".startswith(f"{cell}/{name}/") for key in store.remote.listing)
 
 
 def _settled(store: Store, lake: _Lake, findings: Iterable[Finding]) -> list[Finding]:
@@ -577,7 +601,7 @@ def _answers(store: Store, lake: _Lake, cell: Cell) -> int:
     for name in manifest.files:
         if name.endswith("/answers.parquet"):
             try:
-                return pq.read_metadata(store.folder(cell) / name).num_rows
-            except (pa.ArrowException, OSError):
+                return pq.read_metadata(store.local(cell, name)).num_rows
+            except (pa.ArrowException, OSError, KinjectError):
                 return 0
     return 0

@@ -5,8 +5,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kinject_assets.core.errors import KinjectError
-from kinject_assets.core.lineage.ancestry import Tracer, condition_label, require_lineage
+from kinject_assets.core.lineage.ancestry import (
+    SINCE,
+    SINCE_MANY,
+    Tracer,
+    condition_label,
+    require_lineage,
+)
 from kinject_assets.core.lineage.tree import Node
+from kinject_assets.core.results.ancestry import CHANGED
 from kinject_assets.core.results.catalogue import METHOD_COLUMNS, named_scores
 from kinject_assets.core.results.tables import opened
 
@@ -41,6 +48,18 @@ _BEHIND = """
     SELECT * FROM above
 """
 """All rows that they rest on."""
+
+_CHANGED = f"""
+    WITH RECURSIVE made(artefact) AS (
+        SELECT parent_id FROM lineage JOIN counted ON child_id = answer_id
+        WHERE child_kind = 'answer' AND parent_kind = 'artefact'
+        UNION
+        SELECT parent_id FROM lineage JOIN made ON child_id = artefact
+        WHERE child_kind = 'artefact' AND parent_kind = 'artefact'
+    )
+    SELECT DISTINCT input FROM ({CHANGED}) JOIN made USING (artefact) ORDER BY input
+"""
+"""Inputs of the artefacts that they rest on which have changed since these read them."""
 
 _COUNTED_KINDS = {
     "question": "question",
@@ -131,13 +150,22 @@ def _traced(connection: "duckdb.DuckDBPyConnection", cell: _Named) -> Node:
     details = (
         f"{counts[1]:,} right of {counts[0]:,} answers"
         + (f" = {counts[1] / counts[0]:.3f}, counted again now" if counts[0] else ""),
-        f"they rest on {rows}",
+        f"they rest on {rows}{_since(connection)}",
     )
     label = f"{cell.accuracy:.3f} [{cell.low:.2f}, {cell.high:.2f}]"
     articles = kinds.get("article", 0)
     shown = sum(parent.kind == "article" for parent in parents)
     left_out = {"article": articles - shown} if articles > shown else {}
     return Node("cell", cell.name, label, details, parents=tuple(parents), left_out=left_out)
+
+
+def _since(connection: "duckdb.DuckDBPyConnection") -> str:
+    """How many inputs have changed since they were read, and which; empty where none has."""
+    inputs = [row[0] for row in connection.execute(_CHANGED).fetchall()]
+    if not inputs:
+        return ""
+    said = f"1 input {SINCE}" if len(inputs) == 1 else f"{len(inputs):,} inputs {SINCE_MANY}"
+    return f"; {said}: {', '.join(inputs)}"
 
 
 def _one(connection: "duckdb.DuckDBPyConnection", sql: str) -> tuple[Any, ...]:

@@ -196,8 +196,8 @@ def _rows(
     for name in results.files if results else ():
         if name.endswith(f"/{ROWS}"):
             try:
-                found = compare(database, store.folder(RESULTS) / name)
-            except BrokenArtefact:
+                found = compare(database, store.local(RESULTS, name))
+            except (BrokenArtefact, FileNotFoundError):
                 return [], 0  # the file's own finding says so
             return [
                 replace(told, detail=f"{told.detail}{other}") if told.kind == "changed" else told
@@ -342,8 +342,8 @@ def _answer_ids(store: Store, cell: Cell, manifest: Manifest) -> set[str] | None
     for name in manifest.files:
         if name.endswith("/answers.parquet"):
             try:
-                return {row.answer_id for row in read_rows(store.folder(cell) / name, Answer)}
-            except BrokenArtefact:
+                return {row.answer_id for row in read_rows(store.local(cell, name), Answer)}
+            except (BrokenArtefact, FileNotFoundError):
                 return None
     return None
 

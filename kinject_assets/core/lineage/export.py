@@ -43,11 +43,12 @@ NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, "urn:kinject")
 _ARTEFACTS = "SELECT * FROM artefacts ORDER BY started_at, artefact"
 
 _REVISIONS = """
-    SELECT DISTINCT cc.corpus, a.* FROM corpus_chunks cc JOIN chunks USING (chunk_id)
-        JOIN articles a ON a.article_id = chunks.article_id AND a.revision_id = cc.revision_id
-    ORDER BY cc.corpus, a.article_id, a.revision_id
+    SELECT l.parent_id AS artefact, a.* FROM lineage l
+        JOIN articles a ON l.child_id = concat(a.article_id, '@', a.revision_id)
+    WHERE l.child_kind = 'article' AND l.parent_kind = 'artefact'
+    ORDER BY l.parent_id, a.article_id, a.revision_id
 """
-"""Article revisions that each corpus was cut from."""
+"""Article revisions that each artefact of articles holds; chunks may be of earlier ones."""
 
 _WRITERS = """
     SELECT DISTINCT l.parent_id AS artefact, g.model FROM lineage l
@@ -65,7 +66,7 @@ class _Provenance:
 
     Attributes:
         profile: Name of the experiment.
-        revisions: Corpus -> article revisions.
+        revisions: Artefact of articles -> the revisions that it holds.
         writers: Artefact -> language models that wrote its texts.
         models: Model under study -> its row.
     """
@@ -79,14 +80,16 @@ class _Provenance:
 
 def _read(database: Path, profile: str) -> _Provenance:
     artefacts = fetch(database, _ARTEFACTS).dicts()
-    if artefacts and "inputs" not in artefacts[0]:
+    articles = fetch(database, _REVISIONS).dicts()
+    nameless = not articles and fetch(database, "SELECT 1 FROM articles LIMIT 1").rows
+    if nameless or (artefacts and "inputs" not in artefacts[0]):
         raise MissingArtefact(
             f"{database} was built by an older version, without what its artefacts were made from; "
             "`kinject run --select results` builds it again"
         )
     revisions: defaultdict[str, list[Row]] = defaultdict(list)
-    for row in fetch(database, _REVISIONS).dicts():
-        revisions[row["corpus"]].append(row)
+    for row in articles:
+        revisions[row["artefact"]].append(row)
     writers: defaultdict[str, list[str]] = defaultdict(list)
     for row in fetch(database, _WRITERS).dicts():
         writers[row["artefact"]].append(row["model"])
@@ -104,10 +107,6 @@ def _inputs(row: Row) -> dict[str, str]:
     return {key.partition("#")[0]: v for key, v in sorted(json.loads(row["inputs"]).items())}
 
 
-def _corpus(row: Row) -> str:
-    return row["artefact"].split("/")[1]
-
-
 def _model(row: Row) -> str:
     """Model under study of an artefact of a model or recipe; empty for others."""
     parts = row["artefact"].split("/")
@@ -121,8 +120,8 @@ def write_openlineage(database: Path, out: Path, profile: str = "") -> Path:
     """Writes OpenLineage run events as JSON lines: a start and an end for each artefact.
 
     Each making of an artefact is a run of its own; the Dagster run, which may have made several, is
-    its parent. Article revisions are the inputs of `articles`. The first texts of each chunk, which
-    checkpoints read, are datasets of their own: `paraphrases/CORPUS#p04`.
+    its parent. The article revisions that `articles` holds are its inputs. The first texts of each
+    chunk, which checkpoints read, are datasets of their own: `paraphrases/CORPUS#p04`.
 
     Args:
         database: `results.duckdb`.
@@ -180,7 +179,7 @@ def _events(found: _Provenance, row: Row) -> Iterator[Document]:
                 _dataset(namespace, name, version)
                 for name, version in sorted(json.loads(row["inputs"]).items())
             ),
-            *(_article(article) for article in _articles(found, row)),
+            *(_article(article) for article in found.revisions.get(row["artefact"], ())),
         ],
         "outputs": [
             _dataset(namespace, row["artefact"], row["logical_version"]),
@@ -192,10 +191,6 @@ def _events(found: _Provenance, row: Row) -> Iterator[Document]:
     }
     yield {**event, "eventType": "START", "eventTime": _moment(row["started_at"])}
     yield {**event, "eventType": "COMPLETE", "eventTime": _moment(row["finished_at"])}
-
-
-def _articles(found: _Provenance, row: Row) -> Sequence[Row]:
-    return found.revisions.get(_corpus(row), ()) if row["asset"] == "articles" else ()
 
 
 def _engine(row: Row) -> str:
@@ -322,7 +317,8 @@ def _add_making(document: Document, found: _Provenance, row: Row, known: set[str
         _relate(document, "wasAssociatedWith", activity=making, agent=agent)
         _relate(document, "wasAttributedTo", entity=artefact, agent=agent)
     sources = [_name("artefact", name) for name in _inputs(row) if name in known]
-    sources += [_add_revision(document, article) for article in _articles(found, row)]
+    revisions = found.revisions.get(row["artefact"], ())
+    sources += [_add_revision(document, article) for article in revisions]
     if (model := _model(row)) in found.models:
         sources.append(_add_model(document, found.models[model]))
     for source in sources:

@@ -4,7 +4,8 @@ import json
 
 from rich.console import Console
 
-from kinject_assets.config import LLM, home
+from kinject_assets.config import LLM
+from kinject_assets.core.lake.opening import open_store
 from kinject_assets.core.llm.client import LLMClient
 from kinject_assets.core.llm.ledger import Ledger
 from kinject_assets.core.llm.service import address_of
@@ -12,7 +13,6 @@ from kinject_assets.core.manifest import write_atomically
 from kinject_assets.core.quick.pilot import Limits, run_pilot
 from kinject_assets.core.quick.preparing import Wanted, prepare
 from kinject_assets.core.quick.words import caveats, next_steps, sentences, text
-from kinject_assets.core.store import Store
 from kinject_assets.display import StepDisplay
 
 RESULT = "quick.json"
@@ -32,13 +32,16 @@ def ask_quickly(wanted: Wanted, limits: Limits, as_json: bool) -> str:
         profile, said = prepare(wanted, display)
         for line in said:
             display.say(line)
-        store = Store(home(profile))
+        store = open_store(profile)
 
         def connect(settings: LLM) -> LLMClient:
             ledger = Ledger(store.lake / "llm_ledger")
             return LLMClient(settings, base_url=address_of(profile), ledger=ledger, report=display)
 
-        found = run_pilot(profile, wanted.model, store, connect, limits, display)
+        try:
+            found = run_pilot(profile, wanted.model, store, connect, limits, display)
+        finally:
+            store.push()
     result = {
         **found.to_dict(),
         "sentences": sentences(found),

@@ -3,7 +3,7 @@
 import textwrap
 from pathlib import Path
 
-from kinject_assets.core.estimate.text import in_hours, in_usd
+from kinject_assets.core.estimate.sections import in_hours, in_usd
 from kinject_assets.core.quick.outcome import FEWEST, Gain, Outcome, Recipe
 from kinject_assets.core.statistics.sequential import MARGIN, MOST_MORE
 

@@ -15,7 +15,9 @@ from typing import Any
 from kinject_assets.config import Profile, RecipeSpec
 from kinject_assets.core.augmentation.registry import PARAPHRASE
 from kinject_assets.core.report.memo import Judged
+from kinject_assets.core.results.ancestry import ANSWERED_IN
 from kinject_assets.core.results.tables import fetch
+from kinject_assets.core.scoring import pace
 
 QUESTIONS_A_MONTH = 10_000
 UPDATES_A_MONTH = 1
@@ -48,20 +50,17 @@ STEPS: Mapping[str, tuple[str, str]] = {
 }
 """Asset, or `controls` -> what it is, and which methods need it."""
 
-ANSWERING = """
-    SELECT c.method, c.corpus, c.model, c.recipe, count(*) AS answers,
-        count(*) FILTER (a.run_id = t.run_id) AS asked,
+ANSWERING = f"""
+    SELECT c.method, c.corpus, c.model, c.recipe,
+        any_value(TRY_CAST(json_extract_string(t.counts, '$.{pace.SECONDS}') AS DOUBLE)) AS kept,
+        count(*) AS answers, count(*) FILTER (a.run_id = t.run_id) AS asked,
         any_value(epoch(t.finished_at) - epoch(t.started_at)) AS seconds
-    FROM answers a JOIN conditions c USING (condition_id) JOIN artefacts t
-        ON t.artefact = concat('answers_', c.method, '/', c.corpus, '/', c.model,
-            CASE WHEN c.recipe = '' THEN '' ELSE concat('.', c.recipe) END)
+    FROM answers a JOIN conditions c USING (condition_id)
+        JOIN artefacts t ON t.artefact = {ANSWERED_IN}
     GROUP BY ALL ORDER BY ALL
 """
-"""Seconds of each artefact of answers, and how many answers the model was asked for in it."""
-
-MEASURED = 0.5
-"""Part of an artefact's answers that must have been asked for anew for its seconds to count: where
-it took most over, loading the model and looking up what was there would pass for answering."""
+"""Of each artefact of answers the seconds of an answer as it keeps them, the seconds that it took,
+and how many answers the model was asked for in it."""
 
 SECONDS = """
     SELECT artefact, asset, epoch(finished_at) - epoch(started_at) AS seconds FROM artefacts
@@ -213,8 +212,8 @@ class _Recorded:
     Attributes:
         seconds: Artefact -> seconds.
         trained: Corpus, model and recipe -> seconds of training.
-        asked: Method, corpus, model and recipe -> seconds of an answer, where most of the answers
-            were asked for anew.
+        asked: Method, corpus, model and recipe -> seconds of an answer, of the last making in which
+            most of the answers were asked for anew.
     """
 
     seconds: Mapping[str, float]
@@ -229,11 +228,9 @@ class _Recorded:
             {row["artefact"]: row["seconds"] for row in fetch(database, SECONDS).dicts()},
             {(corpus, model, recipe): seconds for corpus, model, recipe, seconds in checkpoints},
             {
-                (row["method"], row["corpus"], row["model"], row["recipe"]): (
-                    row["seconds"] / row["asked"]
-                )
+                (row["method"], row["corpus"], row["model"], row["recipe"]): seconds
                 for row in fetch(database, ANSWERING).dicts()
-                if row["asked"] >= MEASURED * row["answers"] and row["seconds"] is not None
+                if (seconds := _of_an_answer(row)) is not None
             },
         )
 
@@ -242,6 +239,13 @@ class _Recorded:
         return sum(
             self.seconds.get(f"{name}/{corpus}", 0.0) for name in ("embeddings", "faiss_index")
         )
+
+
+def _of_an_answer(row: Mapping[str, Any]) -> float | None:
+    """Seconds of an answer of an artefact; what it took tells where it keeps none."""
+    if row["kept"] is not None or row["seconds"] is None:
+        return row["kept"]
+    return pace.seconds_per_answer(row["seconds"], row["asked"], row["answers"], ())
 
 
 def read_operations(database: Path, profile: Profile, judged: Sequence[Judged]) -> list[Operation]:

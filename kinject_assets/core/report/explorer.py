@@ -19,6 +19,7 @@ from typing import Any
 from kinject_assets.core.manifest import content_hash
 from kinject_assets.core.report.evidence import STANDING, Answering, Evidence
 from kinject_assets.core.report.memo import Judged
+from kinject_assets.core.results.ancestry import ANSWERED_IN, CHANGED
 from kinject_assets.core.results.tables import fetch
 from kinject_assets.core.statistics.decision import RULE
 from kinject_assets.core.statistics.intervals import critical_value
@@ -54,9 +55,20 @@ CONDITIONS = """
     GROUP BY ALL ORDER BY corpus, model, shots, method, recipe, retriever, k
 """
 
+OVERTAKEN = f"""
+    SELECT c.* FROM conditions c JOIN ({CHANGED}) r ON r.artefact = {ANSWERED_IN}
+        AND r.input = concat('retrieved/', c.corpus)
+    WHERE c.k > 0 ORDER BY corpus, retriever, model, method, recipe, shots, k
+"""
+"""Conditions whose answers read other passages than those that are retrieved now."""
+
 RETRIEVED = f"""
     WITH asked AS (SELECT *, row_number() OVER () AS place FROM ({QUESTIONS})),
-    depth AS (SELECT corpus, retriever, max(k) AS k FROM conditions WHERE k > 0 GROUP BY ALL)
+    depth AS (
+        SELECT corpus, retriever, max(k) AS k FROM conditions
+        WHERE k > 0 AND condition_id NOT IN (SELECT condition_id FROM ({OVERTAKEN}))
+        GROUP BY ALL
+    )
     SELECT r.corpus, r.retriever, r.question_id, list(r.chunk_id ORDER BY r.rank) AS chunk_ids,
         list(round(r.score, 4) ORDER BY r.rank) AS scores
     FROM retrieved r JOIN depth d ON d.corpus = r.corpus AND d.retriever = r.retriever
@@ -64,7 +76,7 @@ RETRIEVED = f"""
     WHERE r.rank <= d.k
     GROUP BY r.corpus, r.retriever, r.question_id
 """
-"""What was in front of each question, up to the largest K."""
+"""What was in front of each question, up to the largest K; of conditions that read it alone."""
 
 CHUNKS = """
     SELECT c.chunk_id, c.section, c.text, a.title, a.permalink, a.url, a.licence, a.revision_id,
@@ -159,6 +171,7 @@ def build(database: Path, study: str, evidence: Evidence, judged: Sequence[Judge
         ],
         "decisions": [_decision(evidence.systems, j) for j in judged],
         "retrieved": retrieved,
+        "overtaken": _overtaken(database, corpus_at),
         "chunks": _chunks(database, chunks),
         "left_out": [],
     }
@@ -296,6 +309,19 @@ def _retrieved(
     return found
 
 
+def _overtaken(database: Path, corpus_at: Mapping[str, int]) -> list[Payload]:
+    """By corpus and retriever the ways to answer whose passages are no longer there."""
+    ways: defaultdict[tuple[str, str], dict[str, None]] = defaultdict(dict)
+    for row in fetch(database, OVERTAKEN).dicts():
+        way = name_of(row["method"], row["recipe"], None, row["retriever"], several=False)
+        ways[row["corpus"], row["retriever"]][f"{way} of {row['model']}"] = None
+    return [
+        {"corpus": corpus_at[corpus], "retriever": retriever, "ways": list(names)}
+        for (corpus, retriever), names in ways.items()
+        if corpus in corpus_at
+    ]
+
+
 def _chunks(database: Path, numbers: _Numbers) -> Payload:
     rows = {row["chunk_id"]: row for row in fetch(database, CHUNKS).dicts()}
     articles: dict[tuple[Any, ...], int] = {}
@@ -361,6 +387,7 @@ def _without_questions(payload: Payload) -> Payload:
         "families": [],
         "decisions": [],
         "retrieved": {},
+        "overtaken": [],
     }
 
 

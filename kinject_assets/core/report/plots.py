@@ -846,6 +846,58 @@ def _draw_stack(axes: "Axes", panel: StackPanel) -> None:
     axes.set_ylabel("share of questions", fontsize=8)
 
 
+@dataclass(frozen=True)
+class Span:
+    """A bar of a timeline, in hours; bars of a kind have one colour."""
+
+    start: float
+    end: float
+    kind: str
+
+
+def timeline(
+    lanes: Sequence[tuple[str, Sequence[Span]]],
+    *,
+    title: str,
+    fmt: ImageFormat = "svg",
+    dpi: int = 110,
+) -> bytes:
+    """Who worked on what and when: a line for each lane, the first one on top.
+
+    Args:
+        lanes: Name and bars; a lane without a name belongs to the one above it.
+        title: Title.
+        fmt: `png` or `svg`.
+        dpi: Dots per inch of a PNG.
+    """
+    figure, axes = _canvas(width=9.0, height=1.4 + 0.22 * len(lanes))
+    axes.grid(visible=False)
+    kinds = list(dict.fromkeys(span.kind for _, spans in lanes for span in spans))
+    last = max((span.end for _, spans in lanes for span in spans), default=1.0)
+    for index, kind in enumerate(kinds):
+        for place, (_, spans) in enumerate(lanes):
+            if mine := [(s.start, s.end - s.start) for s in spans if s.kind == kind]:
+                # Edges tell neighbours apart, and would hide what is hardly wider than they are.
+                axes.broken_barh(
+                    mine,
+                    (place - 0.4, 0.8),
+                    facecolors=COLOURS[index % len(COLOURS)],
+                    edgecolors=["#ffffff" if width > last / 200 else "none" for _, width in mine],
+                    linewidth=0.5,
+                )
+        axes.bar(0, 0, color=COLOURS[index % len(COLOURS)], label=kind)
+    axes.set_yticks(range(len(lanes)), [name for name, _ in lanes], fontsize=7)
+    axes.set_ylim(len(lanes) - 0.5, -0.5)
+    axes.set_xlim(0, last)
+    axes.set(xlabel="hours", title=title)
+    handles, labels = axes.get_legend_handles_labels()
+    if handles:
+        figure.legend(
+            handles, labels, fontsize=7, loc="outside lower center", ncols=8, frameon=False
+        )
+    return _bytes(figure, fmt, dpi)
+
+
 def data_uri(image: bytes, fmt: ImageFormat = "png") -> str:
     """An image as a data URI."""
     kind = "image/svg+xml" if fmt == "svg" else "image/png"

@@ -31,6 +31,10 @@ CHANGED = """
 """
 """Query: artefacts of a database with each input that has changed since they read it."""
 
+ANSWERED_IN = """concat('answers_', c.method, '/', c.corpus, '/', c.model,
+    CASE WHEN c.recipe = '' THEN '' ELSE concat('.', c.recipe) END)"""
+"""Expression: the artefact that holds the answers under a condition `c`."""
+
 
 def article_key(article_id: str, revision_id: str) -> str:
     """Id of one article revision in the table `lineage`."""

@@ -320,8 +320,8 @@ def tables() -> dict[str, Table]:
             "What each thing was made from: answer to question, checkpoint and retrieved chunks; "
             "checkpoint to chunks and paraphrases; question and paraphrase to chunk and "
             "generation; chunk to article (id article_id@revision_id). Answers, questions, "
-            "paraphrases, checkpoints and chunks also to the artefact that holds them, artefacts "
-            "to those that they were made from.",
+            "paraphrases, checkpoints, chunks and articles also to the artefact that holds them, "
+            "artefacts to those that they were made from.",
             "No chunks have been made.",
         ),
         "artefacts": Table(

@@ -106,7 +106,9 @@ def _read_cell(store: Store, lake: Lake, cell: Cell, manifest: Manifest) -> None
     corpus = cell.parts[0]
     match cell.asset:
         case "articles":
-            lake.articles += rows("articles", schema.Article)
+            articles = rows("articles", schema.Article)
+            lake.articles += articles
+            made("article", (ancestry.article_key(a.article_id, a.revision_id) for a in articles))
         case "chunks":
             lake.chunks[corpus] = rows("chunks", schema.Chunk)
             made("chunk", (c.chunk_id for c in lake.chunks[corpus]))
@@ -136,7 +138,8 @@ def _read_cell(store: Store, lake: Lake, cell: Cell, manifest: Manifest) -> None
             lake.damage += rows("damage", schema.Damage)
             for checkpoint in found:
                 lake.trained[_recipe_of(checkpoint)] = _trained(manifest)
-                if checkpoint.method == "full":
+                # Answers say it, too, and come before; a model may have to be brought from afar.
+                if checkpoint.method == "full" and checkpoint.model not in lake.sizes:
                     lake.sizes[checkpoint.model] = _size(store.path(cell, "model"))
         case "damage":
             lake.damage += rows("damage", schema.Damage)

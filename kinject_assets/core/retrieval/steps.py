@@ -10,6 +10,7 @@ from kinject_assets.core.progress import Report, silent
 from kinject_assets.core.retrieval.encoder import (
     Embeddings,
     embed_chunks,
+    identify,
     load_as_before,
     load_embeddings,
     rows_of,
@@ -33,6 +34,9 @@ class EmbedRequest:
         previous: Folders with earlier versions of them, to reuse, or with those of corpora that
             share chunks.
         work: Folder for what is wanted after a crash; empty for none.
+        part: Number and count of the processes that share the work: this one embeds its share of
+            the chunks that `previous` lacks, and `out` gets those alone.
+        parts: Folders with what such processes made.
         device: `auto`, `cpu`, `cuda`, ...
     """
 
@@ -41,6 +45,8 @@ class EmbedRequest:
     out: str
     previous: tuple[str, ...] = ()
     work: str = ""
+    part: tuple[int, int] = (0, 1)
+    parts: tuple[str, ...] = ()
     device: str = "auto"
 
 
@@ -93,8 +99,17 @@ def embed(request: EmbedRequest, report: Report = silent) -> dict[str, Any]:
     chunks = sorted(read_rows(Path(request.chunks), Chunk), key=lambda chunk: chunk.ordinal)
     previous = [e for folder in request.previous for e in _reusable(folder, report)]
     encoder = load_as_before(settings, request.device, [p.encoder for p in previous])
+    number, count = request.part
+    if count > 1:
+        identity = identify(encoder, settings)
+        held = {c for p in previous if p.encoder.same_as(identity) for c in p.chunk_ids}
+        new = [chunk for chunk in chunks if chunk.chunk_id not in held]
+        chunks = new[len(new) * number // count : len(new) * (number + 1) // count]
+    parts = [e for folder in request.parts for e in _reusable(folder, report)]
     work = Path(request.work) if request.work else None
-    made = embed_chunks(encoder, chunks, settings, Path(request.out), previous, report, work)
+    made = embed_chunks(
+        encoder, chunks, settings, Path(request.out), [*previous, *parts], report, work
+    )
     known = [c for p in previous if p.encoder.same_as(made.encoder) for c in p.chunk_ids]
     return {
         "chunks": len(chunks),

@@ -72,6 +72,9 @@ class ScoreRequest:
         previous: Folders with earlier answers of the same model under the same settings, of this
             exam or of others: what was asked with the very same prompts is not asked again.
         work: Folder for finished conditions; it belongs to these inputs alone.
+        part: Number and count of the processes that share the work: this one answers every
+            `count`-th unit into its work folder, and writes no rows.
+        parts: Work folders of such processes, whose answers are taken from there.
         out: Folder that gets `answers.parquet` and `conditions.parquet`.
     """
 
@@ -105,6 +108,8 @@ class ScoreRequest:
     device: str = "auto"
     run_id: str = ""
     previous: tuple[str, ...] = ()
+    part: tuple[int, int] = (0, 1)
+    parts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -205,20 +210,24 @@ class Unit:
     conditions: Sequence[Condition]
     questions: Sequence[Question]
 
-    def path(self, request: ScoreRequest) -> Path:
-        """File in the work folder that its answers are kept in."""
+    def path(self, request: ScoreRequest, folder: str = "") -> Path:
+        """File in a folder, the work folder by default, that its answers are kept in."""
         name = content_hash(
             [c.condition_id for c in self.conditions],
             [q.question_id for q in self.questions],
             request.checkpoint_id,
         )
-        return Path(request.work) / f"{name}.parquet"
+        return Path(folder or request.work) / f"{name}.parquet"
 
     def kept(self, request: ScoreRequest) -> list[Answer] | None:
-        """Answers of an earlier call, or `None` if there are none for exactly these questions."""
-        path = self.path(request)
-        if not path.is_file():
-            return None
+        """Answers of earlier calls, or `None` if there are none for exactly these questions."""
+        for folder in (request.work, *request.parts):
+            path = self.path(request, folder)
+            if path.is_file() and (rows := self._rows(path, request)):
+                return rows
+        return None
+
+    def _rows(self, path: Path, request: ScoreRequest) -> list[Answer] | None:
         try:
             rows = read_rows(path, Answer)
         except BrokenArtefact:
@@ -235,7 +244,8 @@ class Unit:
 def score(request: ScoreRequest, report: Report = silent) -> Scored:
     """Answers an exam under every condition and writes the rows to `request.out`.
 
-    Questions that an earlier call with the same work folder answered are not asked again.
+    One of several parts answers its share into its work folder, and that is all. Questions that an
+    earlier call with the same work folder answered are not asked again.
 
     Raises:
         ModelError: If the model cannot be loaded.
@@ -249,6 +259,8 @@ def score(request: ScoreRequest, report: Report = silent) -> Scored:
     total = len(wanted) * len(scorer.exam.test)
     known = scorer.known(wanted)
     answers = dict(known)
+    number, parts = request.part
+    place = 0
     for shots in request.shots:
         same_shots = [condition for condition in wanted if condition.shots == shots]
         what = f"{label} {request.method}: {shots} shots, {_k_text(request.k)}"
@@ -260,12 +272,18 @@ def score(request: ScoreRequest, report: Report = silent) -> Scored:
                 open_under[lack].append(question)
         units = (unit for asked, some in open_under.items() for unit in scorer.units(asked, some))
         for unit in units:
+            place += 1
+            if place % parts != number:
+                continue
             report(what, len(answers), total)
             done = unit.kept(request)
             if done is None:
                 done = scorer.answer(unit, _teller(what, len(answers), total, report))
                 keep_rows(unit.path(request), done, Answer)
             answers |= {(row.condition_id, row.question_id): row for row in done}
+    if parts > 1:
+        mine = [row for key, row in answers.items() if key not in known]
+        return Scored(wanted, mine, scorer.unshared, scorer.counts, 0)
     rows = [
         answers[condition.condition_id, question.question_id]
         for condition in wanted

@@ -10,7 +10,8 @@ import pytest
 from kinject_assets.config import Profile, home, load_profile, shipped
 from kinject_assets.core.estimate import keep_estimate
 from kinject_assets.core.estimate.assumptions import ASSUMPTIONS
-from kinject_assets.core.estimate.text import WIDTH, format_cells, format_plan
+from kinject_assets.core.estimate.sections import WIDTH
+from kinject_assets.core.estimate.text import format_cells, format_plan
 from kinject_assets.core.store import Store
 from kinject_assets_tests.core.estimate.conftest import ProfileOf, make_text
 

@@ -12,7 +12,7 @@ import pytest
 
 from kinject_assets.config import Profile
 from kinject_assets.core.corpus.releases import Release
-from kinject_assets.core.lineage import audit as module
+from kinject_assets.core.lake import inventory
 from kinject_assets.core.lineage.audit import Audit, Logged, audit
 from kinject_assets.core.lineage.findings import Finding
 from kinject_assets.core.manifest import Manifest, file_sha256
@@ -279,14 +279,14 @@ def test_a_manifest_of_another_shape_is_named(study: Store) -> None:
 
 def test_a_file_that_cannot_be_read_is_named(study: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     path = study.path(CHUNKS, "chunks.parquet")
-    sha256 = module.file_sha256
+    sha256 = inventory.file_sha256
 
     def fails(file: Path) -> str:
         if file == path:
             raise OSError(errno.EIO, os.strerror(errno.EIO), str(file))
         return sha256(file)
 
-    monkeypatch.setattr(module, "file_sha256", fails)
+    monkeypatch.setattr(inventory, "file_sha256", fails)
     found = _only(audit(study))
     assert (found.artefact, found.kind) == ("chunks/rivers", "changed")
     assert found.detail.endswith("chunks.parquet cannot be read: Input/output error")

@@ -1,5 +1,7 @@
+import json
 import re
 
+import duckdb
 import pytest
 
 from kinject_assets.core.errors import KinjectError
@@ -78,3 +80,38 @@ def test_it_says_what_it_rests_on_with_the_newest_and_the_oldest_revision(built:
     (artefact,) = [p for p in node.parents if p.kind == "artefact"]
     assert artefact.id == "answers_ft_rag/events-2031-04/tiny.full.p04"
     assert max(map(len, node.text(80).splitlines())) <= 80
+
+
+@pytest.mark.parametrize(
+    ("read_before", "said"),
+    [
+        ([], ""),
+        (
+            [("answers_ft_rag/events-2031-04/tiny.full.p04", "retrieved/events-2031-04")],
+            "; 1 input has changed since it was read: retrieved/events-2031-04",
+        ),
+        (
+            # One of them further up; what other numbers rest on is not told.
+            [
+                ("answers_ft_rag/events-2031-04/tiny.full.p04", "retrieved/events-2031-04"),
+                ("questions/events-2031-04", "chunks/events-2031-04"),
+                ("answers_rag/events-2031-04/tiny", "questions/events-2031-04"),
+            ],
+            "; 2 inputs have changed since they were read: chunks/events-2031-04, "
+            "retrieved/events-2031-04",
+        ),
+    ],
+)
+def test_the_summary_says_which_inputs_have_changed_since(
+    lake: Store, read_before: list[tuple[str, str]], said: str
+) -> None:
+    database = lake.root / DATABASE
+    with duckdb.connect(str(database)) as connection:
+        for artefact, key in read_before:
+            connection.execute(
+                "UPDATE artefacts SET inputs = json_merge_patch(inputs, ?) WHERE artefact = ?",
+                [json.dumps({key: "as it was then"}), artefact],
+            )
+    summary = trace_cell(database, RAG).details[1]
+    assert summary.startswith("they rest on 60 questions, ")
+    assert summary.partition(" article revisions")[2] == said

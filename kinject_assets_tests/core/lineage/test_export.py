@@ -16,9 +16,11 @@ from prov.model import ProvDocument, ProvEntity
 
 from kinject_assets.core.errors import MissingArtefact
 from kinject_assets.core.lineage.export import write_openlineage, write_prov
-from kinject_assets.core.results.loader import DATABASE
+from kinject_assets.core.results.loader import DATABASE, build_database
 from kinject_assets.core.results.tables import fetch
-from kinject_assets.core.store import Store
+from kinject_assets.core.schema import Article, Exclusion
+from kinject_assets.core.store import Cell, Store
+from kinject_assets_tests.core.results import synthetic
 
 FACETS = {
     "type": "object",
@@ -168,6 +170,43 @@ def test_events_name_inputs_with_the_versions_that_were_read(
     }
     assert len(articles) == 10
     assert "https://example.org/0" in articles[0]["facets"]["documentation"]["description"]
+
+
+@pytest.mark.parametrize("write", [write_openlineage, write_prov])
+def test_inputs_of_articles_are_what_it_holds_itself(
+    lake: Store, tmp_path: Path, write: Any
+) -> None:
+    """Chunks are of the revisions before, and of one article there are none."""
+    fetched = [synthetic.article(n, "2" if n == 4 else "1") for n in range(11)]
+    files = {"articles": (Article, fetched), "exclusions": (Exclusion, [])}
+    synthetic.publish(lake, Cell("articles", ("rivers",)), files)
+    build_database(lake, synthetic.profile(), generations=synthetic.GENERATIONS)
+    path = write(lake.root / DATABASE, tmp_path / "out", "synthetic")
+    if write is write_openlineage:
+        found = {
+            (d["name"], d["facets"]["version"]["datasetVersion"])
+            for e in map(json.loads, path.read_text().splitlines())
+            for d in e["inputs"]
+            if e["job"]["name"] == "articles/rivers"
+        }
+    else:
+        found = {
+            tuple(r["prov:entity"].removeprefix("revision:").split("@"))
+            for r in json.loads(path.read_text())["used"].values()
+            if r["prov:activity"] == "making:articles/rivers"
+        }
+    assert found == {(a.article_id, a.revision_id) for a in fetched}
+
+
+def test_a_database_that_does_not_say_what_articles_hold_is_refused(
+    lake: Store, tmp_path: Path
+) -> None:
+    import duckdb
+
+    with duckdb.connect(str(lake.root / DATABASE)) as connection:
+        connection.execute("DELETE FROM lineage WHERE child_kind = 'article'")
+    with pytest.raises(MissingArtefact, match="built by an older version"):
+        write_prov(lake.root / DATABASE, tmp_path / "prov.json")
 
 
 def test_runs_keep_their_ids_and_dagsters_run_is_their_parent(

@@ -92,6 +92,23 @@ def test_answers_that_were_taken_over_took_no_time(database: Path) -> None:
         assert found.break_even() == "no answer's time was measured"
 
 
+def test_answers_that_were_taken_over_keep_the_seconds_that_were_measured(database: Path) -> None:
+    with duckdb.connect(str(database)) as connection:
+        connection.execute("UPDATE answers SET run_id = 'earlier'")
+        connection.execute(
+            "UPDATE artefacts SET counts = '{\"seconds_per_answer\": 0.25}' "
+            "WHERE starts_with(asset, 'answers_')"
+        )
+    judged = judge_all(
+        read_evidence(database), fetch(database, "SELECT * FROM corpora").dicts(), []
+    )
+    operations = read_operations(database, synthetic.profile(), judged)
+    assert operations
+    for found in operations:
+        assert {c.question_seconds for c in found.costs.values()} == {0.25}
+        assert "measured" not in found.break_even()
+
+
 @pytest.mark.parametrize("known", ["generation_id <> 'g2'", "false"])
 def test_an_unknown_price_is_not_nothing(database: Path, known: str) -> None:
     with duckdb.connect(str(database)) as connection:

@@ -95,6 +95,38 @@ def test_passages_have_their_sources(payload: explorer.Payload) -> None:
     assert all(len(found) == 3 for found in payload["retrieved"]["dense"]["chunks"]), "largest K"
 
 
+def _read_before(database: Path, *artefacts: str) -> None:
+    """As if these answers had been made from an earlier `retrieved`."""
+    with duckdb.connect(str(database)) as connection:
+        for artefact in artefacts:
+            read = json.dumps({f"retrieved/{artefact.split('/')[1]}": "as it was then"})
+            connection.execute(
+                "UPDATE artefacts SET inputs = json_merge_patch(inputs, ?) WHERE artefact = ?",
+                [read, artefact],
+            )
+
+
+def test_passages_that_were_never_in_front_are_not_shown(built: Store, tmp_path: Path) -> None:
+    database = Path(shutil.copyfile(built.root / DATABASE, tmp_path / DATABASE))
+    before = payload_of(database)
+    assert before["overtaken"] == []
+    names = [c["name"] for c in before["corpora"]]
+    rivers = names.index("rivers")
+    _read_before(database, "answers_rag/rivers/tiny")
+    found = payload_of(database)
+    assert found["overtaken"] == [{"corpus": rivers, "retriever": "dense", "ways": ["RAG of tiny"]}]
+    assert found["retrieved"] == before["retrieved"], "FT + RAG did read them"
+
+    _read_before(database, "answers_ft_rag/rivers/tiny.full.p00")
+    found = payload_of(database)
+    (said,) = found["overtaken"]
+    assert said["ways"] == ["FT full.p00 + RAG of tiny", "RAG of tiny"]
+    shown = found["retrieved"]["dense"]["chunks"]
+    assert {len(shown[i]) for i, c in enumerate(found["questions"]["corpus"]) if c == rivers} == {0}
+    assert {len(shown[i]) for i, c in enumerate(found["questions"]["corpus"]) if c != rivers} == {3}
+    assert len(explorer.packed(found)) < len(explorer.packed(before)), "nothing a question"
+
+
 def test_a_missing_answer_keeps_the_others_in_place(built: Store, tmp_path: Path) -> None:
     database = Path(shutil.copyfile(built.root / DATABASE, tmp_path / DATABASE))
     question = "q-rivers-30"

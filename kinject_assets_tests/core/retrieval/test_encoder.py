@@ -398,3 +398,31 @@ def test_query_text_follows_the_profile() -> None:
 def test_an_unloadable_encoder_says_how_to_mend_it(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"retrieval\.encoder\.model"):
         load_encoder(config.Encoder.model_validate({"model": str(tmp_path)}), "cpu")
+
+
+def test_parts_embed_each_new_chunk_once_and_together_the_same(
+    settings: config.Encoder, tmp_path: Path
+) -> None:
+    chunks = [
+        chunk(number, f"The fair of year {number} drew {number} guests.") for number in range(7)
+    ]
+    write_rows(tmp_path / "known.parquet", chunks[:2], Chunk)
+    write_rows(tmp_path / "chunks.parquet", chunks, Chunk)
+
+    def request(out: str, **more: Any) -> EmbedRequest:
+        given = {"chunks": str(tmp_path / "chunks.parquet"), **more}
+        return EmbedRequest(encoder=settings.model_dump(), out=str(tmp_path / out), **given)
+
+    embed(request("known", chunks=str(tmp_path / "known.parquet")))
+    previous = (str(tmp_path / "known"),)
+    alone = embed(request("alone", previous=previous))
+    shares = [embed(request(f"part{i}", part=(i, 2), previous=previous)) for i in range(2)]
+    assert [share["chunks"] for share in shares] == [2, 3]
+    parts = tuple(str(tmp_path / f"part{i}") for i in range(2))
+    whole = embed(request("whole", previous=previous, parts=parts))
+    assert whole == alone, "what parts made counts as new"
+    made, expected = (load_embeddings(tmp_path / name) for name in ("whole", "alone"))
+    assert list(made.chunk_ids) == list(expected.chunk_ids)
+    np.testing.assert_allclose(made.vectors, expected.vectors, atol=1e-6)
+    held = np.concatenate([load_embeddings(Path(part)).vectors for part in parts])
+    np.testing.assert_array_equal(made.vectors[2:], held)

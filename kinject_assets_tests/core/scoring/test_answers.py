@@ -448,3 +448,38 @@ def test_what_was_asked_before_is_taken_over_and_nothing_else(
     other.save_pretrained(swapped)
     release()
     assert again(base=str(swapped), work=str(tmp_path / "third")).reused == 0
+
+
+def test_parts_answer_each_unit_once_and_together_the_same(
+    request_of: RequestOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "UNIT_CHARACTERS", 1)
+    alone = score(
+        request_of(out=str(tmp_path / "alone"), work=str(tmp_path / "w"), method="rag", k=(1, 2))
+    )
+    parts = [
+        request_of(
+            out=str(tmp_path / "none"),
+            work=str(tmp_path / f"part{i}"),
+            method="rag",
+            k=(1, 2),
+            part=(i, 2),
+        )
+        for i in range(2)
+    ]
+    shares = [score(part).answers for part in parts]
+    assert all(shares), "each has something to do"
+    assert not (tmp_path / "none").exists()
+    seen = [(row.condition_id, row.question_id) for rows in shares for row in rows]
+    assert len(seen) == len(set(seen)) == len(alone.answers)
+
+    whole = request_of(
+        out=str(tmp_path / "whole"),
+        work=str(tmp_path / "rest"),
+        method="rag",
+        k=(1, 2),
+        parts=tuple(part.work for part in parts),
+    )
+    done = score(whole)
+    assert done.answers == alone.answers
+    assert not done.counts.get("read"), "what parts answered is not asked again"

@@ -932,17 +932,33 @@
 
     /** Chunks that were in front of the question, by retriever. */
     inFront(q) {
-      const own = this.data.questions.chunk[q];
-      return Object.entries(this.data.retrieved).flatMap(([retriever, columns]) => {
-        const chunks = columns.chunks[q];
-        if (!chunks.length) return [];
-        return [el("h4", {}, `Retrieved by ${retriever}`), el("ol", { class: "passages" },
+      const own = this.data.questions.chunk[q], corpus = this.study.corpus[q];
+      const overtaken = new Map(this.data.overtaken.filter((o) => o.corpus === corpus)
+        .map((o) => [o.retriever, o.ways]));
+      const retrievers = new Set([...Object.keys(this.data.retrieved), ...overtaken.keys()]);
+      return [...retrievers].flatMap((retriever) => {
+        const columns = this.data.retrieved[retriever];
+        const chunks = columns ? columns.chunks[q] : [], ways = overtaken.get(retriever);
+        const list = el("ol", { class: "passages" },
           ...chunks.map((chunk, i) => el("li", { class: "passage" },
             el("p", {}, `score ${columns.scores[q][i]}, in front where K is at least ${i + 1}`,
               chunk === own ? el("strong", {}, "; a hit: the passage it was written from") : ""),
             this.source(chunk),
-            el("details", {}, el("summary", {}, "Text"), this.passageText(chunk)))))];
+            el("details", {}, el("summary", {}, "Text"), this.passageText(chunk)))));
+        if (!chunks.length && !ways) return [];
+        return [el("h4", {}, `Retrieved by ${retriever}`),
+          ...(ways ? [this.noLongerThere(corpus, ways, chunks.length > 0)] : []),
+          ...(chunks.length ? [list] : [])];
       });
+    }
+
+    /** Says that some answers read passages that have been replaced since, and how to mend it. */
+    noLongerThere(corpus, ways, others) {
+      return el("p", { class: "overtaken" },
+        `What was in front of the question for ${ways.join("; ")} is no longer there: `,
+        el("code", {}, `retrieved/${this.data.corpora[corpus].name}`),
+        " has changed since it was read. ", el("code", {}, "kinject run"), " asks again.",
+        others ? " These passages were in front of the others:" : "");
     }
 
     passageText(chunk) {

@@ -1,0 +1,1 @@
+"""Lakes that lie elsewhere: a shared folder, or an object store that machines mirror."""

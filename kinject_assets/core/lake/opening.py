@@ -1,0 +1,103 @@
+"""The one way to open a profile's lake, wherever it is."""
+
+import os
+from functools import cache
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from kinject_assets.config import Profile, home
+from kinject_assets.core.errors import KinjectError, ProfileError
+from kinject_assets.core.lake.remote import Remote
+from kinject_assets.core.store import Store
+
+
+def open_store(profile: Profile, root: Path | None = None, refresh: bool = True) -> Store:
+    """Opens the lake of a profile.
+
+    Args:
+        profile: Names it: a folder of this machine, a shared one, or an object store.
+        root: The profile's folder; default `home(profile)`.
+        refresh: See what other machines have published since. Without it, an object store is asked
+            only if this process has not asked it yet.
+
+    Raises:
+        ProfileError: If its URL is no place for a lake.
+        LakeError: If the object store refuses, or does not answer.
+    """
+    where = profile.path or "the profile"
+    return open_lake(root or home(profile), profile.lake, profile.cache_gb, refresh, where)
+
+
+def open_lake(
+    root: Path,
+    url: str | None,
+    cache_gb: float,
+    refresh: bool = True,
+    where: Path | str = "the profile",
+) -> Store:
+    """Opens a lake by its URL; see `open_store`.
+
+    Args:
+        root: Folder of this machine with all that belongs to the profile.
+        url: Of the lake; `None` for `root/lake`.
+        cache_gb: What copies of an object store's files may take here, in 10^9 bytes.
+        refresh: See what other machines have published since.
+        where: Who names the URL, for errors.
+    """
+    if url is None:
+        return Store(root)
+    address = urlsplit(url)
+    if address.username or address.password:
+        raise ProfileError(
+            f"{where}: lake: the URL holds a name or password. Keys belong into the environment "
+            "(AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY), never into a profile; take it out, and "
+            "change the key if the profile was shared."
+        )
+    if address.query or address.fragment:
+        raise ProfileError(f"{where}: lake: a URL of a lake ends with its path; take out ? and #")
+    if address.scheme == "file":
+        store = Store(root, _shared(root, url, where))
+        store.refresh()
+        return store
+    if not address.netloc:
+        raise ProfileError(f"{where}: lake: {url} names no bucket; e.g. s3://bucket/prefix")
+    remote = _remote(url.rstrip("/"), root.absolute(), cache_gb * 1e9, os.getpid())
+    store = Store(root, remote=remote)
+    if refresh or not remote.listed:
+        store.refresh()
+    return store
+
+
+@cache
+def _remote(url: str, root: Path, cache_bytes: float, process: int) -> Remote:
+    """One for each process: a connection does not survive a fork."""
+    remote = Remote(url, root, cache_bytes)
+    remote.begin()
+    return remote
+
+
+def _shared(root: Path, url: str, where: Path | str) -> Path:
+    """The folder of a `file://` URL, with `root/lake` as a link to it."""
+    address = urlsplit(url)
+    folder = Path(unquote(address.path))
+    if address.netloc or not address.path.strip("/"):
+        raise ProfileError(f"{where}: lake: {url} is no folder; e.g. file:///shared/folder")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise KinjectError(
+            f"{where}: lake: {folder} cannot be made ({error.strerror}). Is the shared folder "
+            "mounted, and may it be written?"
+        ) from error
+    link = root / "lake"
+    if link.is_symlink() and link.resolve() != folder.resolve():
+        link.unlink()
+    elif link.exists() and not link.is_symlink():
+        raise KinjectError(
+            f"{link} holds a lake of this machine, and the profile's `lake` is {url}. To go on "
+            f"with it there, copy what it holds to {folder}, then move {link} away."
+        )
+    if not link.is_symlink():
+        root.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(folder, target_is_directory=True)
+    return folder

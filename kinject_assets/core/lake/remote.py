@@ -1,0 +1,631 @@
+"""A lake in an object store, and its mirror on this machine.
+
+The store is the truth. The mirror holds every manifest and side file; files of artefacts come when
+they are read, and go, the least recently used first, when they take more disk than they may.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import threading
+import time
+import uuid
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from kinject_assets.core.errors import BrokenArtefact, KinjectError
+from kinject_assets.core.lake.objects import SMALL, LakeError, Object, Objects
+from kinject_assets.core.manifest import MANIFEST, file_sha256, is_version, write_atomically
+from kinject_assets.core.process import Owner, this_process
+from kinject_assets.core.store import OUTPUTS
+
+FRESH_SECONDS = 5.0
+"""For how long a listing of the whole lake counts as what is there."""
+
+BEAT_SECONDS = 30.0
+"""Time between two signs of life of a step: its lease is renewed, and side files go up."""
+
+EXPIRY_SECONDS = 180.0
+"""A lease that has not been renewed for so long, by the watch of who waits, has lost its owner."""
+
+LOOK_SECONDS = 2.0
+"""Time between two looks at a lease that another machine holds."""
+
+LIVING_SECONDS = 600.0
+"""A lease that was renewed within this time counts as living where only its age can be told."""
+
+WORK = ".work"
+LEASES = f"{WORK}/.leases"
+
+_log = logging.getLogger(__name__)
+
+Mark = tuple[int, int]
+"""Time of change (ns) and size of a file here."""
+
+
+@dataclass
+class _Known:
+    """A side file when it was the same here and there.
+
+    Attributes:
+        tag: The object's.
+        mark: The file's; `None` when the file holds more than the object.
+    """
+
+    tag: str
+    mark: Mark | None
+
+
+def is_side(key: str) -> bool:
+    """Whether an object is a manifest or a side file: all that is in no version and no work."""
+    parts = key.split("/")
+    return (
+        parts[0] != WORK
+        and not any(is_version(part) for part in parts[:-1])
+        and not parts[-1].startswith(".")
+        and not key.endswith(".lock")
+    )
+
+
+def is_manifest(key: str) -> bool:
+    """Whether a side file says which version of an artefact is current: it goes up last, alone."""
+    parts = key.split("/")
+    return parts[-1] == MANIFEST and 2 <= len(parts) <= 4
+
+
+class Remote:
+    """An object store's lake and its mirror. Safe to share between threads and processes.
+
+    Args:
+        url: Of the lake.
+        root: The profile's folder; the mirror is `root/lake`.
+        cache_bytes: What copies of artefacts' files may take here.
+
+    Raises:
+        LakeError: If the folder mirrors another lake, or holds one that is none's mirror.
+    """
+
+    def __init__(self, url: str, root: Path, cache_bytes: float) -> None:
+        self.objects = Objects(url)
+        self.root = root
+        self.lake = root / "lake"
+        self.cache_bytes = cache_bytes
+        self.listing: dict[str, Object] = {}
+        self._listed_at = -float("inf")
+        self._lock = threading.RLock()
+        self._file_lock = FileLock(root / "mirror.lock", thread_local=False)
+        self._index_path = root / "mirror.json"
+        self._require_ours()
+
+    def __str__(self) -> str:
+        return str(self.objects)
+
+    def _require_ours(self) -> None:
+        if self._index_path.exists():
+            url = json.loads(self._index_path.read_text(encoding="utf-8"))["url"]
+            if url != self.objects.url:
+                raise LakeError(
+                    f"{self.lake} mirrors {url}, and the profile's `lake` is {self.objects.url}. "
+                    f"Use another KINJECT_HOME or name of the profile, or delete {self.lake} and "
+                    f"{self._index_path}: all that the other lake holds stays there."
+                )
+        elif any(self.lake.glob(f"*/**/{MANIFEST}")):
+            raise LakeError(
+                f"{self.lake} holds a lake of this machine, and the profile's `lake` is "
+                f"{self.objects.url}. To go on with it there, copy it (e.g. aws s3 sync "
+                f"{self.lake} {self.objects.url} --exclude '.work/*'), then move {self.lake} away."
+            )
+
+    @contextlib.contextmanager
+    def _machine(self) -> Iterator[None]:
+        """One process of this machine at a time works on the mirror."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        with self._lock, self._file_lock:
+            yield
+
+    # --- manifests and side files ---
+
+    def refresh(self, force: bool = False) -> list[str]:
+        """Brings what has changed in the store; folders of artefacts whose manifest has.
+
+        Args:
+            force: List the store even if that was done a moment ago.
+        """
+        with self._machine():
+            if not force and time.monotonic() - self._listed_at < FRESH_SECONDS:
+                return []
+            began = time.monotonic()
+            listing = self.objects.listing()
+            changed = self._pull(listing)
+            self.listing, self._listed_at = listing, began
+            return changed
+
+    @property
+    def listed(self) -> bool:
+        """Whether the store has been listed at all."""
+        return self._listed_at > -float("inf")
+
+    @property
+    def age(self) -> float:
+        """Seconds since the store was listed."""
+        return time.monotonic() - self._listed_at
+
+    def _pull(self, listing: Mapping[str, Object]) -> list[str]:
+        index = self._read_index()
+        side = {key: found for key, found in listing.items() if is_side(key)}
+        wanted = [
+            key
+            for key, found in side.items()
+            if key not in index or index[key].tag != found.tag or not self._path(key).exists()
+        ]
+        small = self.objects.read_small([key for key in wanted if side[key].size <= SMALL])
+        for key in wanted:
+            more = False
+            if key in small:
+                more = self._take(key, small[key], index.get(key))
+            elif side[key].size <= SMALL or not self._take_large(key):
+                continue  # gone since it was listed
+            index[key] = _Known(side[key].tag, None if more else _mark(self._path(key)))
+        gone = [key for key in index if key not in side]
+        for key in gone:
+            known, path = index.pop(key), self._path(key)
+            # What was written here since goes up again.
+            if _mark(path) == known.mark:
+                path.unlink(missing_ok=True)
+        if wanted or gone or not self._index_path.exists():
+            self._write_index(index)
+        return [key.rpartition("/")[0] for key in (*wanted, *gone) if is_manifest(key)]
+
+    def _take(self, key: str, data: bytes, known: _Known | None) -> bool:
+        """Puts an object's bytes in place of a side file; whether that holds more now.
+
+        Rows that a journal has here alone stay, behind those that came.
+        """
+        path = self._path(key)
+        own = _mark(path)
+        more: list[bytes] = []
+        if own and key.endswith(".jsonl") and (known is None or own != known.mark):
+            there = data.splitlines(keepends=True)
+            if there and not there[-1].endswith(b"\n"):
+                there.pop()  # torn: whoever wrote it sends it again
+            came = set(there)
+            rows = path.read_bytes().splitlines(keepends=True)
+            more = [row for row in rows if row not in came]
+            data = b"".join([*there, *more])
+        if own is None or path.read_bytes() != data:
+            _write_bytes(path, data)
+        return bool(more)
+
+    def _take_large(self, key: str) -> bool:
+        """The same for a large one, which is replaced; whether it was still there."""
+        partial = self._partial()
+        try:
+            self.objects.fetch(key, partial)
+            path = self._path(key)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial.replace(path)
+        except FileNotFoundError:
+            return False
+        finally:
+            partial.unlink(missing_ok=True)
+        return True
+
+    def reread(self, below: str) -> None:
+        """Reads side files by their bytes in the store, whatever its listing says of them."""
+        with self._machine():
+            index = self._read_index()
+            keys = [key for key in self.listing if key.startswith(below) and is_side(key)]
+            for key, data in self.objects.read_small(keys).items():
+                more = self._take(key, data, index.get(key))
+                index[key] = _Known(self.listing[key].tag, None if more else _mark(self._path(key)))
+            self._write_index(index)
+
+    def push(self) -> None:
+        """Brings side files that were written here to the store."""
+        with self._machine():
+            index = self._read_index()
+            waiting = [
+                (key, path)
+                for key, path in self._side_files()
+                if key not in index or index[key].mark != _mark(path)
+            ]
+            if not waiting:
+                return
+            try:
+                for key, path in waiting:
+                    self._push(key, path, index)
+            finally:
+                self._write_index(index)
+
+    def _push(self, key: str, path: Path, index: dict[str, _Known]) -> None:
+        for _ in range(3):
+            mark = _mark(path)
+            if mark is None:
+                return
+            known = index.get(key)
+            data = path.read_bytes()
+            made = (
+                self.objects.swap(key, data, known.tag)
+                if known and known.tag
+                else self.objects.create(key, data)
+            )
+            if made is not None:
+                index[key] = _Known(made.tag, mark)
+                self.listing[key] = made
+                return
+            # Another machine wrote it since it was seen: its rows come first, then again.
+            found = self.objects.look(key)
+            if found is None:
+                index.pop(key, None)
+                continue
+            more = self._take(key, self.objects.read(key), known)
+            index[key] = _Known(found.tag, None if more else _mark(path))
+            if not more:
+                return
+        raise LakeError(
+            f"{self.objects.url}/{key}: other machines write it all the time; try again later"
+        )
+
+    def _side_files(self) -> Iterator[tuple[str, Path]]:
+        for folder, folders, files in os.walk(self.lake):
+            folders[:] = [name for name in folders if name[0] != "." and not is_version(name)]
+            for name in files:
+                path = Path(folder, name)
+                key = path.relative_to(self.lake).as_posix()
+                if is_side(key) and not is_manifest(key):
+                    yield key, path
+
+    def _path(self, key: str) -> Path:
+        """Where an object's copy lies here."""
+        if key.startswith(f"{OUTPUTS}/"):
+            return self.root / key.removeprefix(f"{OUTPUTS}/")
+        return self.lake / key
+
+    def _read_index(self) -> dict[str, _Known]:
+        try:
+            found = json.loads(self._index_path.read_text(encoding="utf-8"))["files"]
+            return {
+                key: _Known(tag, (mark[0], mark[1]) if mark else None)
+                for key, (tag, mark) in found.items()
+            }
+        except (OSError, ValueError, KeyError, TypeError):
+            return {}
+
+    def _write_index(self, index: Mapping[str, _Known]) -> None:
+        files = {key: [known.tag, known.mark] for key, known in sorted(index.items())}
+        text = json.dumps({"url": self.objects.url, "files": files})
+        write_atomically(self._index_path, text)
+
+    # --- files of artefacts ---
+
+    def versions(self, folder: str) -> set[str]:
+        """Versions of an artefact that the store holds anything of, by the last listing."""
+        parts = (key[len(folder) + 1 :].split("/") for key in self.listing if _below(key, folder))
+        return {part[0] for part in parts if is_version(part[0])}
+
+    def holds(self, key: str, size: int) -> bool:
+        """Whether the store has an object of a size, by the last listing."""
+        found = self.listing.get(key)
+        return found is not None and found.size == size
+
+    def fetch(self, key: str, size: int, sha256: str) -> Path:
+        """A file of an artefact: brought here unless its copy is there, and noted as used.
+
+        Raises:
+            FileNotFoundError: If the store has it no more.
+            BrokenArtefact: If the store's bytes are not those that were published.
+        """
+        path = self.lake / key
+        with contextlib.suppress(FileNotFoundError):
+            found = path.stat()
+            if found.st_size == size:
+                os.utime(path, ns=(time.time_ns(), found.st_mtime_ns))
+                return path
+        self._make_room(size)
+        self.bring(key, size, sha256, path)
+        return path
+
+    def bring(self, key: str, size: int, sha256: str, path: Path) -> None:
+        """Downloads an object, and gives it its name when its bytes are those that are expected.
+
+        Raises:
+            FileNotFoundError: If the store has it no more.
+            BrokenArtefact: If its bytes are others.
+        """
+        partial = self._partial()
+        try:
+            for _ in range(2):
+                self.objects.fetch(key, partial)
+                if partial.stat().st_size == size and file_sha256(partial) == sha256:
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    partial.replace(path)
+                    return
+        finally:
+            partial.unlink(missing_ok=True)
+        raise BrokenArtefact(
+            f"{self.objects.url}/{key} does not hold the bytes that were published: it was changed "
+            f"or cut off there. Restore it from a backup, or delete the objects below "
+            f"{self.objects.url}/{_artefact(key)} and run again: only this artefact and what is "
+            "built on it are made again."
+        )
+
+    def _partial(self) -> Path:
+        folder = self.lake / WORK / ".fetching"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder / uuid.uuid4().hex
+
+    def _make_room(self, wanted: int) -> None:
+        """Removes copies that were not used for longest, as far as they take too much.
+
+        What living processes of this machine may be reading stays: all that was used since the
+        first of them began what it does.
+        """
+        copies = [
+            (path, path.stat())
+            for path in self.lake.rglob("*")
+            if path.is_file() and self._is_copy(path)
+        ]
+        over = sum(found.st_size for _, found in copies) + wanted - self.cache_bytes
+        if over <= 0:
+            return
+        begun = min(self._sessions(), default=time.time())
+        for path, found in sorted(copies, key=lambda pair: pair[1].st_atime_ns):
+            if over <= 0 or found.st_atime >= begun:
+                break
+            path.unlink(missing_ok=True)
+            over -= found.st_size
+
+    def _is_copy(self, path: Path) -> bool:
+        """Whether the store has a file of a version, so that it can be brought again."""
+        key = path.relative_to(self.lake).as_posix()
+        parts = key.split("/")
+        return (
+            parts[0] != WORK
+            and any(is_version(part) for part in parts[:-1])
+            and self.holds(key, path.stat().st_size)
+        )
+
+    def begin(self) -> None:
+        """Notes that this process begins something new: what it used before may be evicted."""
+        me = this_process()
+        path = self.root / ".readers" / f"{me.pid}-{me.born}.json"
+        write_atomically(path, json.dumps({"owner": asdict(me), "at": time.time()}))
+
+    def _sessions(self) -> list[float]:
+        """When each living process of this machine began what it does; dead ones are forgotten."""
+        found: list[float] = []
+        for path in (self.root / ".readers").glob("*.json"):
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+                note = json.loads(path.read_text(encoding="utf-8"))
+                if Owner(**note["owner"]).alive:
+                    found.append(float(note["at"]))
+                else:
+                    path.unlink(missing_ok=True)
+        return found
+
+    # --- publication ---
+
+    def publish(
+        self,
+        folder: str,
+        files: Mapping[str, Mapping[str, Any]],
+        manifest: bytes,
+        sent: Collection[str] = (),
+    ) -> None:
+        """Uploads a version, verifies it, and makes it the current one by its manifest.
+
+        Until the manifest is there, the version that it replaces stays current.
+
+        Args:
+            folder: The artefact.
+            files: Path below it -> `sha256` and `bytes`.
+            manifest: Its manifest.
+            sent: Those of the files that a worker has uploaded already.
+
+        Raises:
+            TornUpload: If the store does not hold what was uploaded.
+        """
+        here = [name for name in files if name not in sent]
+        for name in here:
+            self.objects.upload(self.lake / folder / name, f"{folder}/{name}")
+        there = self.objects.listing(folder)
+        for name, recorded in files.items():
+            key = f"{folder}/{name}"
+            path = self.lake / key
+            if name in here:
+                size, sha256 = recorded["bytes"], recorded["sha256"]
+                self.objects.verify(key, there.get(key), size, sha256, path)
+            elif (found := there.get(key)) is None or found.size != recorded["bytes"]:
+                raise LakeError(
+                    f"{self.objects.url}/{key}: what a worker uploaded is not there any more. Run "
+                    "again: nothing was published."
+                )
+        key = f"{folder}/{MANIFEST}"
+        made = self.objects.write(key, manifest)
+        with self._machine():
+            index = self._read_index()
+            _write_bytes(self.lake / key, manifest)
+            index[key] = _Known(made.tag, _mark(self.lake / key))
+            self._write_index(index)
+        current = next(iter(files)).split("/", 1)[0]
+        old = [
+            key
+            for key in there
+            if is_version(part := key[len(folder) + 1 :].split("/", 1)[0]) and part != current
+        ]
+        work = f"{WORK}/{folder}/"
+        if any(key.startswith(work) for key in self.listing):
+            old += self.objects.listing(work.rstrip("/"))
+        self.objects.remove(old)
+        kept = {k: v for k, v in self.listing.items() if not _below(k, folder)}
+        kept |= {k: v for k, v in there.items() if k not in old}
+        self.listing = {k: v for k, v in kept.items() if k not in old} | {
+            f"{folder}/{MANIFEST}": made
+        }
+
+    def discard(self, folder: str) -> bool:
+        """Removes all objects below a folder; whether there were any."""
+        keys = list(self.objects.listing(folder))
+        self.objects.remove(keys)
+        for key in keys:
+            self.listing.pop(key, None)
+        return bool(keys)
+
+    def keep_output(self, name: str) -> None:
+        """Uploads what was written beside the lake for people."""
+        key, path = f"{OUTPUTS}/{name}", self.root / name
+        self.objects.upload(path, key)
+        found = self.objects.look(key)
+        if found is None or found.size != path.stat().st_size:
+            raise LakeError(f"{self.objects.url}/{key}: it is not as it was uploaded. Run again.")
+        with self._machine():
+            index = self._read_index()
+            index[key] = _Known(found.tag, _mark(path))
+            self._write_index(index)
+        self.listing[key] = found
+
+    # --- leases ---
+
+    @contextlib.contextmanager
+    def lease(self, name: str, waiting: Callable[[], None]) -> Iterator[bool]:
+        """Keeps other machines from making an artefact, and shows them that this one works.
+
+        Meanwhile side files go up every now and then: a machine that is lost loses little.
+
+        Args:
+            name: The artefact.
+            waiting: Called when another machine makes it, before that is waited for.
+
+        Yields:
+            Whether another had it meanwhile.
+        """
+        lease = _Lease(self.objects, f"{LEASES}/{name}.json")
+        waited = lease.take(waiting)
+        ended = threading.Event()
+
+        def beat() -> None:
+            while not ended.wait(BEAT_SECONDS):
+                try:
+                    lease.renew()
+                    self.push()
+                except Exception as error:  # the step itself says so when it needs the store
+                    _log.warning("%s: %s", name, error)
+
+        thread = threading.Thread(target=beat, daemon=True, name=f"lease of {name}")
+        thread.start()
+        try:
+            yield waited
+        finally:
+            ended.set()
+            thread.join()
+            lease.leave()
+
+    def living(self) -> dict[str, Owner]:
+        """Artefacts that some machine is making, by the leases of the last listing."""
+        found: dict[str, Owner] = {}
+        for key, lease in self.listing.items():
+            if not key.startswith(f"{LEASES}/"):
+                continue
+            with contextlib.suppress(FileNotFoundError, ValueError, KeyError, TypeError):
+                owner = Owner(**json.loads(self.objects.read(key))["owner"])
+                here = owner.host == this_process().host
+                if owner.alive if here else time.time() - lease.at < LIVING_SECONDS:
+                    found[key.removeprefix(f"{LEASES}/").removesuffix(".json")] = owner
+        return found
+
+
+class _Lease:
+    """The right to make an artefact: an object that only one can create.
+
+    Whoever waits takes it over when it has not changed for long, by his own watch: clocks of
+    machines need not agree.
+    """
+
+    def __init__(self, objects: Objects, key: str) -> None:
+        self._objects, self._key = objects, key
+        self._tag = ""
+        self._beats = 0
+
+    def _data(self) -> bytes:
+        # A new number each time: an object with the same bytes would have the same tag.
+        self._beats += 1
+        note = {"owner": asdict(this_process()), "beat": self._beats, "id": uuid.uuid4().hex}
+        return json.dumps(note).encode()
+
+    def take(self, waiting: Callable[[], None]) -> bool:
+        """Waits until it is ours; whether it was another's meanwhile."""
+        seen, since, told = "", time.monotonic(), False
+        while True:
+            if made := self._objects.create(self._key, self._data()):
+                self._tag = made.tag
+                return told
+            found = self._objects.look(self._key)
+            if found is None:
+                continue
+            if found.tag != seen:
+                seen, since = found.tag, time.monotonic()
+            if self._abandoned() or time.monotonic() - since > EXPIRY_SECONDS:
+                if made := self._objects.swap(self._key, self._data(), seen):
+                    self._tag = made.tag
+                    return True
+                continue
+            if not told:
+                told = True
+                waiting()
+            time.sleep(LOOK_SECONDS)
+
+    def _abandoned(self) -> bool:
+        """Whether its owner was a process of this machine, and is gone."""
+        with contextlib.suppress(FileNotFoundError, ValueError, KeyError, TypeError):
+            return not Owner(**json.loads(self._objects.read(self._key))["owner"]).alive
+        return False
+
+    def renew(self) -> None:
+        """Shows that its owner lives."""
+        made = self._objects.swap(self._key, self._data(), self._tag)
+        if made is None:
+            _log.warning("%s was taken over by another machine", self._key)
+        else:
+            self._tag = made.tag
+
+    def leave(self) -> None:
+        """Gives it back, if it is still ours."""
+        with contextlib.suppress(KinjectError):  # it expires by itself
+            found = self._objects.look(self._key)
+            if found and found.tag == self._tag:
+                self._objects.remove([self._key])
+
+
+def _mark(path: Path) -> Mark | None:
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_mtime_ns, found.st_size
+
+
+def _below(key: str, folder: str) -> bool:
+    return key.startswith(f"{folder}/")
+
+
+def _write_bytes(path: Path, data: bytes) -> None:
+    """Writes a file so that readers see the old or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        partial.write_bytes(data)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _artefact(key: str) -> str:
+    """Folder of the artefact that a file of a version belongs to."""
+    parts = key.split("/")
+    version = next((n for n, part in enumerate(parts) if is_version(part)), len(parts) - 1)
+    return "/".join(parts[:version])

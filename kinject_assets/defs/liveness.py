@@ -1,0 +1,83 @@
+"""Whether the process of a run is still there, for `recover` and for Dagster's run monitoring.
+
+Dagster knows when a run's process dies that it launched itself and whose code server is alive. A
+killed `kinject run`, or a code server that was killed with its runs, it does not notice: the run
+would stay STARTED and its pool slots taken. Dagster's launcher is asked every few seconds by the
+daemon whether a run is healthy; here it answers by the process that the run names in its tags.
+"""
+
+import os
+
+from dagster import DagsterInstance, DagsterRun, DefaultRunLauncher
+from dagster._core.launcher.base import CheckRunHealthResult, RunLauncher, WorkerStatus
+
+from kinject_assets.core.process import Owner, this_process
+
+# The prefix keeps them out of the UI.
+PID_TAG = ".dagster/kinject_pid"
+BORN_TAG = ".dagster/kinject_process_born"
+HOST_TAG = ".dagster/kinject_host"
+PARENT_TAG = ".dagster/kinject_parent_run"
+
+PARENT_RUN = "KINJECT_PARENT_RUN"
+"""Environment variable with the run that a `kinject run` works for: it is alive as long as that."""
+
+
+def process_tags() -> dict[str, str]:
+    """Tags that say which process a run lives in, so that its death can be told later."""
+    me = this_process()
+    tags = {PID_TAG: str(me.pid), BORN_TAG: str(me.born), HOST_TAG: me.host}
+    parent = os.environ.get(PARENT_RUN)
+    return {**tags, PARENT_TAG: parent} if parent else tags
+
+
+def note_process(instance: DagsterInstance, run: DagsterRun) -> None:
+    """Writes on a run of the UI which process it lives in."""
+    if PID_TAG not in run.tags:
+        instance.add_run_tags(run.run_id, process_tags())
+
+
+def alive(instance: DagsterInstance, run: DagsterRun, untagged: bool) -> bool:
+    """Whether the process of a run is there; of another machine's we know only its parent's end.
+
+    Args:
+        instance: Knows the run's parent.
+        run: A run that is not finished.
+        untagged: The answer for runs that name no process.
+    """
+    tags = run.tags
+    if PID_TAG not in tags:
+        return untagged
+    if parent_id := tags.get(PARENT_TAG):
+        parent = instance.get_run_by_id(parent_id)
+        if parent is None or parent.is_finished:
+            return False
+    try:
+        return Owner(int(tags[PID_TAG]), int(tags[BORN_TAG]), tags[HOST_TAG]).alive
+    except (ValueError, KeyError):
+        return False
+
+
+class Watched(RunLauncher):
+    """What a launcher answers to Dagster's run monitoring about runs that name their process."""
+
+    @property
+    def supports_check_run_worker_health(self) -> bool:
+        """Yes: `run_monitoring` asks for each run that is under way."""
+        return True
+
+    def health_by_process(self, run: DagsterRun) -> CheckRunHealthResult:
+        """Whether the process that a run names is there."""
+        if alive(self._instance, run, untagged=True):
+            return CheckRunHealthResult(WorkerStatus.RUNNING)
+        return CheckRunHealthResult(
+            WorkerStatus.FAILED, "its process is gone (killed, or the machine went down)"
+        )
+
+
+class WatchedRunLauncher(Watched, DefaultRunLauncher):
+    """Dagster's default launcher, whose runs are also watched by their process."""
+
+    def check_run_worker_health(self, run: DagsterRun) -> CheckRunHealthResult:
+        """Whether a run's process is there."""
+        return self.health_by_process(run)

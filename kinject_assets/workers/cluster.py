@@ -1,0 +1,525 @@
+"""Runs a worker on the nodes of a Ray cluster: `python -m kinject_assets.workers.cluster`.
+
+It is the entry point of a Ray job and runs on the head node. The worker's function runs as tasks on
+nodes that have what the profile's `cluster` asks for. Ray starts a task again on another node when
+its own is lost; what was finished is in the work folder, so that it goes on from there. Processes
+that train one checkpoint together are started and lost together.
+
+What it tells its parent are custom messages of Dagster Pipes: `{"progress": [message, done,
+total]}`, and at the end `{"outcome": ...}` with `result` or `error`.
+"""
+
+import contextlib
+import importlib
+import logging
+import os
+import socket
+import threading
+import time
+import uuid
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+import kinject_assets
+from kinject_assets.config import base_folder
+from kinject_assets.core.errors import KinjectError, is_disk_full
+from kinject_assets.core.lake.opening import open_lake
+from kinject_assets.core.lake.travel import send_draft, sync_work, unpacked
+from kinject_assets.core.progress import KEPT_SECONDS, Report, silent
+from kinject_assets.core.store import Store
+from kinject_assets.core.training.ranks import STORE, RankOutOfMemory
+from kinject_assets.workers.entry import read_request, stay_local
+
+LOOK_SECONDS = 0.5
+"""Between two looks at the tasks."""
+
+GONE_SECONDS = 30.0
+"""How long Ray may take to notice that a node is gone."""
+
+TOLD_SECONDS = 60.0
+"""Between two words on a step that waits for a node."""
+
+SYNC_SECONDS = 30.0
+"""Between two copies of a work folder to a lake that nodes do not share."""
+
+NODE_LOCK = ".node.lock"
+"""File in the profile's folder: one process of a node at a time brings files to it."""
+
+OUT_OF_MEMORY = "RankOutOfMemory"
+DISK_FULL = "DiskFull"
+"""Types of errors that the parent answers with more than a message."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A step as its parent asks for it; travels as JSON.
+
+    Attributes:
+        worker: Module of `kinject_assets.workers`.
+        need: Fields of `config.Need`: what a process needs from its node.
+        parts: Processes that share the work of one partition.
+        processes: Processes that train one checkpoint together.
+        retries: How often a process is started again whose node was lost.
+        wait_minutes: How long a step waits for a node that has what it needs.
+        version: Version of kinject, which nodes must have, too.
+        lake: Where nodes share no folder: `profile` (its name), `url` and `cache_gb` of the lake in
+            an object store.
+    """
+
+    worker: str
+    need: Mapping[str, Any]
+    parts: int = 1
+    processes: int = 1
+    retries: int = 3
+    wait_minutes: float = 15
+    version: str = kinject_assets.__version__
+    lake: Mapping[str, Any] | None = None
+
+    @property
+    def bundle(self) -> dict[str, float]:
+        """What a process needs, in Ray's words."""
+        need = self.need
+        found = {
+            "CPU": need["cpus"],
+            "GPU": need["gpus"],
+            "memory": int(need["memory_gb"] * 10**9),
+            **need["resources"],
+        }
+        if need["accelerator"]:
+            # As Ray itself spells what a node of that kind has one of.
+            found[f"accelerator_type:{need['accelerator']}"] = 0.001
+        return {name: amount for name, amount in found.items() if amount}
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Ray's options of a task."""
+        bundle = self.bundle
+        return {
+            "num_cpus": bundle.pop("CPU", 0),
+            "num_gpus": bundle.pop("GPU", 0),
+            "memory": bundle.pop("memory", None),
+            "resources": bundle or None,
+            "max_retries": self.retries,
+        }
+
+
+@dataclass
+class Hub:
+    """Collects what tasks say; an actor beside the driver."""
+
+    said: list[tuple[int, str, int | None, int | None]] = field(default_factory=list)
+
+    def tell(self, number: int, message: str, done: int | None, total: int | None) -> None:
+        """A task says where it is."""
+        self.said.append((number, message, done, total))
+
+    def take(self) -> list[tuple[int, str, int | None, int | None]]:
+        """What was said since the last call."""
+        said, self.said = self.said, []
+        return said
+
+
+def main() -> None:
+    """Runs the job that the Pipes extras describe."""
+    import ray
+    from dagster_pipes import open_dagster_pipes
+
+    with open_dagster_pipes() as pipes:
+        job = read_request(Job, pipes.extras["job"])
+        request: dict[str, Any] = dict(pipes.extras["request"])
+        ray.init(logging_level=logging.WARNING)
+
+        def report(message: str, done: int | None = None, total: int | None = None) -> None:
+            pipes.report_custom_message({"progress": [message, done, total]})
+
+        try:
+            outcome = Driver(job, request, report).run()
+        except KinjectError as error:
+            outcome = {"error": {"type": type(error).__name__, "message": str(error)}}
+        pipes.report_custom_message({"outcome": outcome})
+
+
+class Driver:
+    """Starts the tasks of a job, passes on what they say, and starts lost ones again."""
+
+    def __init__(self, job: Job, request: dict[str, Any], report: Report) -> None:
+        import ray
+
+        self._job, self._request, self._report = job, request, report
+        # pyright takes a class for a function here.
+        self._hub: Any = ray.remote(Hub).options(num_cpus=0).remote()  # pyright: ignore
+        self._places: dict[str, None] = {}
+        self._processes: list[dict[str, Any]] = []
+        self._begun: Counter[int] = Counter()
+        self._lost = 0
+
+    def run(self) -> dict[str, Any]:
+        """Runs the job.
+
+        Returns:
+            `result` (what the worker returned) and `seconds`, or `error` (`type`, `message`);
+            `places` (nodes that worked on it, in the order in which they began), `lost` (how often
+            one was lost), `processes` that came to an end, and `files` of a lake that nodes do not
+            share.
+        """
+        self._wait_for_node()
+        outcome = self._together() if self._job.processes > 1 else self._apart()
+        return {
+            **outcome,
+            "places": [*self._places],
+            "lost": self._lost,
+            "processes": self._processes,
+        }
+
+    def _apart(self) -> dict[str, Any]:
+        """One process, or several that share the work and one that puts it together."""
+        parts = self._job.parts
+        if parts == 1:
+            return self._tasks([self._request])[0]
+        requests = [_part(self._job.worker, self._request, i, parts) for i in range(parts)]
+        done = self._tasks(requests)
+        if failed := next((outcome for outcome in done if "error" in outcome), None):
+            return failed
+        outcome = self._tasks([_whole(self._job.worker, self._request, requests)])[0]
+        if "seconds" in outcome:
+            outcome["seconds"] += max(part["seconds"] for part in done)
+        if "counts" in outcome.get("result", {}):
+            # Each process counted what it read; the last one found all of it there.
+            shares = [part["result"] for part in done]
+            counts = Counter[str]()
+            for share in (outcome["result"], *shares):
+                counts.update(share["counts"])
+            unshared = next((share["unshared"] for share in shares if share["unshared"]), "")
+            outcome["result"] |= {"counts": dict(counts), "unshared": unshared}
+        return outcome
+
+    def _tasks(self, requests: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        task = _task().options(**self._job.options)
+        tasks = [
+            task.remote(self._job, number, request, {}, self._hub)
+            for number, request in enumerate(requests)
+        ]
+        return self._outcomes(tasks)
+
+    def _together(self) -> dict[str, Any]:
+        """Processes that work as one: when a node is lost all of them start again."""
+        import ray
+        from ray.util.placement_group import placement_group, remove_placement_group
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+        job = self._job
+        # Without a folder that nodes share, what the processes save must lie on one of them.
+        group = placement_group(
+            [job.bundle] * job.processes, strategy="STRICT_PACK" if job.lake else "PACK"
+        )
+        ray.get(group.ready())
+        task = _task()
+        try:
+            while True:
+                store = f"ranks-{uuid.uuid4().hex}"
+                tasks = [
+                    task.options(
+                        **{**job.options, "max_retries": 0},
+                        scheduling_strategy=PlacementGroupSchedulingStrategy(
+                            group, placement_group_bundle_index=number
+                        ),
+                    ).remote(
+                        job,
+                        number,
+                        self._request,
+                        {"RANK": str(number), "WORLD_SIZE": str(job.processes), STORE: store},
+                        self._hub,
+                    )
+                    for number in range(job.processes)
+                ]
+                try:
+                    return self._outcomes(tasks, together=True)[0]
+                except _lost() as error:
+                    self._lost += 1
+                    if self._lost > job.retries:
+                        raise
+                    self._report(f"a node was lost ({type(error).__name__}); all start again")
+        finally:
+            remove_placement_group(group)
+
+    def _outcomes(self, tasks: Sequence[Any], together: bool = False) -> list[dict[str, Any]]:
+        """Waits for tasks; of those that work together the first error ends all."""
+        import ray
+        from ray.exceptions import RayTaskError
+
+        self._begun.clear()
+        waiting = list(tasks)
+        found: dict[Any, dict[str, Any]] = {}
+        try:
+            while waiting:
+                ready, waiting = ray.wait(waiting, timeout=LOOK_SECONDS)
+                self._pass_on(len(tasks), together)
+                for task in ready:
+                    try:
+                        found[task] = ray.get(task)
+                    except RayTaskError:
+                        if together:
+                            _raise_if_lost(waiting)
+                        raise
+                    if process := found[task].pop("process", None):
+                        self._processes.append(process)
+                    if "error" in found[task]:
+                        return [found[task]] * len(tasks)
+        finally:
+            for task in waiting:
+                with contextlib.suppress(Exception):
+                    ray.cancel(task, force=True)
+            self._pass_on(len(tasks), together)
+        return [found[task] for task in tasks]
+
+    def _pass_on(self, tasks: int, together: bool) -> None:
+        import ray
+
+        for number, message, done, total in ray.get(self._hub.take.remote()):
+            if message.startswith(BEGINS):
+                self._places[message.removeprefix(BEGINS)] = None
+                self._begun[number] += 1
+                if self._begun[number] > 1:
+                    self._lost += 1
+                    message += ", since its process or node was lost"
+            part = f"part {number + 1} of {tasks}: " if tasks > 1 and not together else ""
+            self._report(part + message, done, total)
+
+    def _wait_for_node(self) -> None:
+        """Returns when there is a node that has what a process needs, busy or not.
+
+        Raises:
+            KinjectError: If there is none for too long.
+        """
+        import ray
+
+        began = told = time.monotonic()
+        while True:
+            nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+            lacking = _lacking(self._job.bundle, nodes)
+            if not lacking:
+                return
+            now = time.monotonic()
+            if now - began > self._job.wait_minutes * 60:
+                raise KinjectError(lacking)
+            if now == told or now - told > TOLD_SECONDS or told == began:
+                told = now
+                self._report(f"waits for a node: {lacking}")
+            time.sleep(LOOK_SECONDS)
+
+
+BEGINS = "runs on "
+"""Begins what a task says first; its node follows."""
+
+
+def _raise_if_lost(others: Sequence[Any]) -> None:
+    """Raises if a process is gone: those that worked with it fail for want of it, and sooner."""
+    import ray
+    from ray.exceptions import RayTaskError
+
+    gone, _ = ray.wait(list(others), num_returns=len(others), timeout=GONE_SECONDS)
+    for task in gone:
+        with contextlib.suppress(RayTaskError):
+            ray.get(task)
+
+
+def _lost() -> tuple[type[Exception], ...]:
+    """What Ray raises when a process or its node is gone."""
+    from ray import exceptions
+
+    return (
+        exceptions.WorkerCrashedError,
+        exceptions.NodeDiedError,
+        exceptions.LocalRayletDiedError,
+        exceptions.OutOfMemoryError,
+    )
+
+
+def _lacking(bundle: Mapping[str, float], nodes: Sequence[Mapping[str, float]]) -> str:
+    """Why no node has what a process needs; empty if one has."""
+    if any(all(node.get(name, 0) >= amount for name, amount in bundle.items()) for node in nodes):
+        return ""
+    asked = ", ".join(f"{name} {amount:g}" for name, amount in bundle.items())
+    there = "; ".join(
+        ", ".join(f"{name} {node.get(name, 0):g}" for name in bundle) for node in nodes
+    )
+    return (
+        f"no node of the cluster has {asked}. Its {len(nodes)} nodes have: {there}. Ask for less "
+        "under `cluster` in the profile, or add a node that has it."
+    )
+
+
+def _part(worker: str, request: Mapping[str, Any], number: int, parts: int) -> dict[str, Any]:
+    """The request of one process of several that share the work."""
+    folder = f"{request['work']}/part-{number}-of-{parts}"
+    share = {**request, "part": [number, parts], "work": folder}
+    return share | ({"out": f"{folder}/out"} if worker == "embed" else {})
+
+
+def _whole(
+    worker: str, request: Mapping[str, Any], parts: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """The request of the process that puts together what parts made."""
+    return {**request, "parts": [p["out" if worker == "embed" else "work"] for p in parts]}
+
+
+def _task() -> Any:
+    import ray
+
+    # A process of its own each time: its memory is freed, and torch's state is new.
+    return ray.remote(max_calls=1)(on_node)
+
+
+def on_node(
+    job: Job, number: int, request: Mapping[str, Any], ranks: Mapping[str, str], hub: Any
+) -> dict[str, Any]:
+    """Runs a worker in this process, on a node of the cluster.
+
+    Args:
+        job: What it belongs to.
+        number: Which of its processes this is.
+        request: The worker's request.
+        ranks: Environment of processes that train together; empty for others.
+        hub: The actor that is told of progress.
+
+    Returns:
+        `result`, `seconds` that it took and `process` (`node`, and `start` and `end` in seconds
+        since 1970), or `error`; `files` of a lake that nodes do not share.
+    """
+    report = _teller(hub, number)
+    place, since = _place(), time.time()
+    report(BEGINS + place)
+    try:
+        if job.version != kinject_assets.__version__:
+            raise KinjectError(
+                f"{place} has kinject {kinject_assets.__version__}, and {job.version} asks it. "
+                "Install the same version on all nodes."
+            )
+        module = importlib.import_module(f"kinject_assets.workers.{job.worker}")
+        first = not (ranks and number)
+        with _lake(job, request, first) as (fields, files):
+            if ranks:
+                _join(ranks, Path(fields["work"]))
+            stay_local(*module.sources(fields))
+            began = time.monotonic()
+            result = module.run(fields, report if first else silent)
+            seconds = time.monotonic() - began
+        process = {"node": place, "start": since, "end": time.time()}
+        return {"result": result, "seconds": seconds, "process": process, **files}
+    except KinjectError as error:
+        return {"error": {"type": type(error).__name__, "message": str(error)}}
+    except RankOutOfMemory:
+        return {"error": {"type": OUT_OF_MEMORY, "message": "a GPU's memory is full"}}
+    except Exception as error:
+        if not is_disk_full(error):
+            raise
+        return {"error": {"type": DISK_FULL, "message": f"the disk of {place} is full"}}
+
+
+@contextlib.contextmanager
+def _lake(
+    job: Job, request: Mapping[str, Any], first: bool
+) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """The request with this node's paths, and a mapping that gets what became of its files.
+
+    Args:
+        job: What it belongs to.
+        request: As it arrived.
+        first: Whether this process brings back what it, or others with it, made.
+    """
+    files: dict[str, Any] = {}
+    if job.lake is None:
+        Path(request.get("work") or request["out"]).mkdir(parents=True, exist_ok=True)
+        yield dict(request), files
+        return
+    store = open_lake(base_folder() / job.lake["profile"], job.lake["url"], job.lake["cache_gb"])
+    with FileLock(store.root / NODE_LOCK):
+        fields = unpacked(request, store)
+    with _synced(store, Path(fields["work"]) if first and "work" in fields else None):
+        yield fields, files
+    if first and "part" not in fields:
+        files["files"] = send_draft(store, Path(fields["out"]))
+
+
+@contextlib.contextmanager
+def _synced(store: Store, work: Path | None) -> Iterator[None]:
+    """Brings to the store what is finished in a work folder, also when the work fails."""
+    if work is None:
+        yield
+        return
+    ended = threading.Event()
+
+    def sync() -> None:
+        while not ended.wait(SYNC_SECONDS):
+            with contextlib.suppress(KinjectError):  # the next time, or in the end
+                sync_work(store, work)
+
+    thread = threading.Thread(target=sync, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        sync_work(store, work)
+
+
+def _join(ranks: Mapping[str, str], work: Path) -> None:
+    """Sets what `core.training.ranks` and accelerate read, before torch is imported."""
+    import psutil
+    import ray
+
+    address = ray.util.get_node_ip_address()
+    mine = next(
+        name
+        for name, addresses in psutil.net_if_addrs().items()
+        if any(a.family == socket.AF_INET and a.address == address for a in addresses)
+    )
+    os.environ.update(
+        {
+            **ranks,
+            # They meet through a file, which listens on no port. Nodes share the work folder.
+            STORE: str(work / ranks[STORE]),
+            # Ray shows a process its own GPUs alone.
+            "LOCAL_RANK": "0",
+            "GLOO_SOCKET_IFNAME": mine,
+            "NCCL_SOCKET_IFNAME": mine,
+        }
+    )
+
+
+def _place() -> str:
+    """Name of this node, for people."""
+    import ray
+
+    context = ray.get_runtime_context()
+    gpus = context.get_accelerator_ids().get("GPU", [])
+    node = context.get_node_id()
+    name = next((n["NodeName"] for n in ray.nodes() if n["NodeID"] == node), "")
+    # Ray's own name of a node is its address, unless it was given one.
+    host = socket.gethostname() if name == ray.util.get_node_ip_address() else name
+    return f"{host} ({node[:8]}{', GPU ' + ', '.join(gpus) if gpus else ''})"
+
+
+def _teller(hub: Any, number: int) -> Report:
+    """Tells the hub, not more often than a person reads."""
+    told_at = -KEPT_SECONDS
+
+    def tell(message: str, done: int | None = None, total: int | None = None) -> None:
+        nonlocal told_at
+        now = time.monotonic()
+        if done is None or done == total or now - told_at >= KEPT_SECONDS:
+            told_at = now
+            hub.tell.remote(number, message, done, total)
+
+    return tell
+
+
+if __name__ == "__main__":
+    # By its own name, so that nodes find the functions by it.
+    importlib.import_module("kinject_assets.workers.cluster").main()

@@ -1,0 +1,286 @@
+"""The lab through a Ray cluster of two nodes: same rows, placed as asked, nodes lost on the way."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import psutil
+import pytest
+
+from kinject_assets.core.results.tables import fetch
+from kinject_assets_tests.e2e.conftest import command, environment, small_lab
+from kinject_assets_tests.e2e.crashes import TABLES
+from kinject_assets_tests.raying import Cluster, Namespace
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
+
+MODEL = "lab-llama"
+
+PLACED: dict[str, Any] = {
+    # Each node has one core, so that two processes are never on the same one.
+    "embed": {"parts": 2},
+    "score": {"parts": 2},
+    "train": {"resources": {"trainer": 1}},
+    "triage": {"resources": {"reader": 1}},
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def possible() -> None:
+    pytest.importorskip("dagster_ray", reason="pip install 'kinject[ray]'")
+    try:
+        Namespace().close()
+    except (OSError, RuntimeError) as error:
+        pytest.skip(f"Ray would listen on every interface: {error}")
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    """Two nodes: `left`, the head, and `right`."""
+    # A short path: sockets lie below it.
+    folder = Path(tempfile.mkdtemp(prefix="kr-", dir="/tmp"))
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("KINJECT_", "RAY_"))}
+    started = Cluster(folder / "ray", kept)
+    try:
+        started.start("left", 1, {"reader": 1})
+        started.start("right", 1, {"trainer": 1})
+        yield started
+    finally:
+        started.stop()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@dataclass
+class Run:
+    """A `kinject` command inside the cluster's network."""
+
+    cluster: Cluster
+    profile: Path
+    home: Path
+
+    def start(self, *words: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            self.cluster.namespace.words(
+                *command(words[0], "--profile", str(self.profile), *words[1:])
+            ),
+            env={**environment(self.home), **self.cluster.client},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def __call__(self, *words: str) -> str:
+        process = self.start(*words)
+        _, said = process.communicate(timeout=1500)
+        assert process.returncode == 0, said
+        return said
+
+    @property
+    def lake(self) -> Path:
+        return self.home / "small" / "lake"
+
+    @property
+    def database(self) -> Path:
+        return self.home / "small" / "results.duckdb"
+
+    def nodes(self, asset: str, partition: str) -> str:
+        """Where an artefact was made, as its page in the UI says."""
+        with dg.DagsterInstance.from_config(str(self.home / "small" / "dagster")) as instance:
+            records = instance.fetch_materializations(
+                dg.AssetRecordsFilter(asset_key=dg.AssetKey(asset), asset_partitions=[partition]),
+                limit=1,
+            ).records
+        made = records[0].asset_materialization
+        assert made is not None
+        return str(made.metadata["ray_nodes"].value)
+
+
+def same(one: Path, other: Path) -> None:
+    """Both databases hold the same rows, and log-likelihoods within 1e-4."""
+    for table, columns in TABLES.items():
+        statement = f"SELECT {columns} FROM {table}"
+        rows = [sorted(map(str, fetch(path, statement).rows)) for path in (one, other)]
+        assert rows[0] == rows[1], table
+    statement = "SELECT condition_id, question_id, logliks FROM answers ORDER BY ALL"
+    for a, b in zip(fetch(one, statement).rows, fetch(other, statement).rows, strict=True):
+        assert a[:2] == b[:2]
+        assert a[2] == pytest.approx(b[2], abs=1e-4)
+
+
+def wait_for(what: Callable[[], Any], seconds: float = 120) -> Any:
+    until = time.monotonic() + seconds
+    while not (found := what()):
+        assert time.monotonic() < until, "waited in vain"
+        time.sleep(0.2)
+    return found
+
+
+@pytest.fixture(scope="module")
+def ray_run(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """The small lab study, every heavy step of it on the cluster."""
+    folder = tmp_path_factory.mktemp("ray")
+    profile = small_lab(folder, compute="ray", cluster=PLACED)
+    run = Run(cluster, profile, folder / "home")
+    run("run")
+    return run
+
+
+def again(run: Run, folder: Path, *gone: str, **changes: Any) -> Run:
+    """A copy of a finished study that lacks some artefacts."""
+    profile = small_lab(folder, compute="ray", cluster=PLACED, **changes)
+    shutil.copytree(run.home / "small" / "lake", folder / "home" / "small" / "lake")
+    for cell in gone:
+        shutil.rmtree(folder / "home" / "small" / "lake" / cell)
+    return Run(run.cluster, profile, folder / "home")
+
+
+def under_way(run: Run, cell: str, message: str, done: int) -> Callable[[], bool]:
+    """Whether a step has come so far, by what it keeps of its progress."""
+
+    def look() -> bool:
+        for path in (run.lake / ".work" / cell).glob("*/progress.json"):
+            try:
+                note = json.loads(path.read_text())
+            except (OSError, ValueError):
+                return False
+            return message in note["message"] and (note["done"] or 0) >= done
+        return False
+
+    return look
+
+
+def test_nothing_listens_beyond_the_loopback_interface(cluster: Cluster) -> None:
+    assert cluster.namespace.listeners() <= {"127.0.0.1", "[::ffff:127.0.0.1]", "[::1]"}
+
+
+def test_the_rows_are_those_of_a_local_run(study: tuple[Path, Path, str], ray_run: Run) -> None:
+    same(study[1] / "small" / "results.duckdb", ray_run.database)
+
+
+def test_steps_ran_where_the_profile_puts_them(ray_run: Run) -> None:
+    placed = ray_run.nodes("checkpoint", f"events|{MODEL}.full.p01")
+    assert "right" in placed
+    assert "left" not in placed
+    placed = ray_run.nodes("triage", "events")
+    assert "left" in placed
+    assert "right" not in placed
+    for asset, partition in (("embeddings", "events"), ("answers_rag", f"events|{MODEL}")):
+        placed = ray_run.nodes(asset, partition)
+        assert "left" in placed
+        assert "right" in placed
+
+
+def test_a_node_that_is_lost_in_training_is_made_up_for(
+    ray_run: Run, cluster: Cluster, tmp_path: Path
+) -> None:
+    """The raylet of the node that trains is killed; a node of its kind comes in its place."""
+    cell = f"events/{MODEL}.full.p01"
+    run = again(ray_run, tmp_path, f"checkpoint/{cell}", f"answers_ft/{cell}")
+    process = run.start("run")
+    wait_for(under_way(run, f"checkpoint/{cell}", "epoch", 2), 300)
+    cluster.nodes["right"].kill_raylet()
+    cluster.start("third", 1, {"trainer": 1})
+    _, said = process.communicate(timeout=1200)
+    assert process.returncode == 0, said
+    placed = run.nodes("checkpoint", f"events|{MODEL}.full.p01")
+    assert "right" in placed
+    assert "third" in placed
+    assert len(list((run.lake / "checkpoint" / cell).glob("v*"))) == 1
+    same(ray_run.database, run.database)
+
+
+def test_a_node_that_is_lost_in_scoring_is_made_up_for(
+    ray_run: Run, cluster: Cluster, tmp_path: Path
+) -> None:
+    """Its share of the questions is answered by the other node."""
+    cell = f"answers_rag/events/{MODEL}"
+    run = again(ray_run, tmp_path, cell)
+    process = run.start("run")
+    wait_for(under_way(run, cell, "part", 1), 300)
+    cluster.nodes["third"].kill_raylet()
+    _, said = process.communicate(timeout=1200)
+    assert process.returncode == 0, said
+    same(ray_run.database, run.database)
+    doubled = fetch(
+        run.database,
+        "SELECT count(*) - count(DISTINCT (condition_id, question_id)) FROM answers",
+    )
+    assert doubled.rows == [(0,)]
+
+
+def test_ctrl_c_stops_the_job_and_a_killed_run_leaves_none_for_the_next(
+    ray_run: Run, cluster: Cluster, tmp_path: Path
+) -> None:
+    cell = f"answers_rag/events/{MODEL}"
+    run = again(ray_run, tmp_path, cell)
+
+    def living() -> list[str]:
+        return [
+            str(job["submission_id"])
+            for job in cluster.jobs()
+            if job["status"] in {"PENDING", "RUNNING"}
+        ]
+
+    process = run.start("run", "--select", "answers_rag")
+    wait_for(living, 120)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert living() == []
+
+    process = run.start("run", "--select", "answers_rag")
+    (orphan,) = wait_for(living, 120)
+    # nsenter executes the command itself: the process is kinject's own.
+    assert "kinject" in " ".join(psutil.Process(process.pid).cmdline())
+    process.kill()
+    process.communicate()
+    assert living() == [orphan], "nobody told the cluster"
+    run("run", "--select", "answers_rag")
+    stopped = [job for job in cluster.jobs() if job["submission_id"] == orphan]
+    assert [job["status"] for job in stopped] == ["STOPPED"]
+    assert living() == []
+
+
+def test_processes_on_two_nodes_train_one_checkpoint(
+    ray_run: Run, cluster: Cluster, tmp_path: Path
+) -> None:
+    cluster.start("fourth", 1, {})
+    cell = f"events/{MODEL}.full.p00"
+    run = again(ray_run, tmp_path, f"checkpoint/{cell}")
+    profile = small_lab(tmp_path, compute="ray", cluster={"train": {"cpus": 1}})
+    settings = profile.read_text().replace("learning_rates:", "processes: 2\n  learning_rates:", 1)
+    profile.write_text(settings)
+    run("run", "--select", "checkpoint")
+    placed = run.nodes("checkpoint", f"events|{MODEL}.full.p00")
+    assert "left" in placed
+    assert "fourth" in placed
+    losses = [
+        json.loads((next((home / "checkpoint" / cell).glob("v*")) / "loss.json").read_text())
+        for home in (run.lake, ray_run.lake)
+    ]
+    for together, alone in zip(*losses, strict=True):
+        assert together["loss"] == pytest.approx(alone["loss"], abs=1e-3)
+
+
+def test_a_step_that_no_node_can_do_says_what_it_asked_for(ray_run: Run, tmp_path: Path) -> None:
+    cell = f"answers_base/events/{MODEL}"
+    run = again(ray_run, tmp_path, cell)
+    small_lab(
+        tmp_path,
+        compute="ray",
+        cluster={"score": {"gpus": 1, "accelerator": "H100"}, "wait_minutes": 0},
+    )
+    process = run.start("run", "--select", "answers_base")
+    _, said = process.communicate(timeout=300)
+    assert process.returncode == 1
+    assert "no node of the cluster has CPU 1, GPU 1, accelerator_type:H100" in said
+    assert "under `cluster` in the profile" in said
