@@ -642,11 +642,11 @@ def plan(
     of its kind there, else estimated; the output says which.
 
     \b
-      kinject plan --cluster                 the whole study
-      kinject plan --cluster --open          what is left of it
-      kinject plan --cluster --nodes 1,4,16  1, 4, 16 times
-                                             the nodes
-      kinject plan --cluster --out plan.svg  as a picture
+      kinject plan --cluster              the whole study
+      kinject plan --cluster --open       what is left of it
+      kinject plan --cluster --nodes 1,4  also with 4 times
+                                          the nodes
+      kinject plan --cluster --out a.svg  as a picture
     """
     from kinject_assets.core.estimate.text import format_cells, format_plan
     from kinject_assets.core.lake.opening import open_store

@@ -93,7 +93,11 @@ class Server:
         may = ["Admin", "Read", "Write", "List", "Tagging"]
         identity = {"name": "lake", "credentials": credentials, "actions": may}
         config.write_text(json.dumps({"identities": [identity]}))
-        ports = [f"-{name.replace('.grpc', '.port.grpc')}={port}" for name, port in self.ports.items() if name.endswith(".grpc")]
+        ports = [
+            f"-{name.replace('.grpc', '.port.grpc')}={port}"
+            for name, port in self.ports.items()
+            if name.endswith(".grpc")
+        ]
         ports += [f"-{name}.port={port}" for name, port in self.ports.items() if "." not in name]
         data = self.folder / "data"
         data.mkdir(exist_ok=True)
@@ -233,7 +237,7 @@ class Proxy:
             self.requests.append(line.decode("latin-1").strip())
 
 
-def _pass(source: socket.socket, target: socket.socket, note=None) -> None:  # noqa: ANN001
+def _pass(source: socket.socket, target: socket.socket, note=None) -> None:
     with suppress(OSError):
         while data := source.recv(65536):
             if note:

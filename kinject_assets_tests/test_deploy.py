@@ -18,7 +18,7 @@ from dagster._config import process_config
 from dagster._core.instance.config import dagster_instance_config_schema
 
 from kinject_assets.cli import main
-from kinject_assets.config import Cluster
+from kinject_assets.config import Cluster, load_profile
 from kinject_assets.defs.commands import PORTS
 from kinject_assets.defs.instance import dagster_home
 from kinject_assets_tests.documents import REPOSITORY, blocks, command_of
@@ -134,7 +134,7 @@ def test_no_secret_has_a_value(path: Path) -> None:
     for line in path.read_text(encoding="utf-8").splitlines():
         found = SECRET.search(line)
         if found and not line.lstrip().startswith("#") and "Name" not in line:
-            assert re.match(r"[$\[{]|kinject-secrets|false", found[2]), f"{path.name}: {line}"
+            assert re.match(r"[$\[{?]|kinject-secrets|false", found[2]), f"{path.name}: {line}"
 
 
 def test_services_are_hardened_and_healthy(compose: dict[str, Any]) -> None:
@@ -227,15 +227,16 @@ def test_units_name_one_program_and_one_environment() -> None:
     assert setting(DEPLOY / "systemd" / "kinject-daemon.service", "RuntimeMaxSec") == "7d"
 
 
-def test_the_charts_instance_settings_are_dagsters(values: dict[str, Any]) -> None:
+def test_the_charts_instance_settings_are_dagsters(
+    values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monitoring = values["dagsterDaemon"]["runMonitoring"]
     snake = {re.sub("([A-Z])", r"_\1", key).lower(): value for key, value in monitoring.items()}
     settings = {**values["additionalInstanceConfig"], "run_monitoring": snake}
     checked = process_config(dagster_instance_config_schema(), settings)
     assert checked.success, checked.errors
     # The same watch over runs as in the settings that kinject writes.
-    from kinject_assets.config import load_profile
-
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
     own = yaml.safe_load((dagster_home(load_profile("lab")) / "dagster.yaml").read_text())
     for name in ("cancel_timeout_seconds", "poll_interval_seconds"):
         assert snake[name] == own["run_monitoring"][name]

@@ -7,6 +7,7 @@ daemon whether a run is healthy; here it answers by the process that the run nam
 """
 
 import os
+import signal
 
 from dagster import DagsterInstance, DagsterRun, DefaultRunLauncher
 from dagster._core.launcher.base import CheckRunHealthResult, RunLauncher, WorkerStatus
@@ -52,10 +53,17 @@ def alive(instance: DagsterInstance, run: DagsterRun, untagged: bool) -> bool:
         parent = instance.get_run_by_id(parent_id)
         if parent is None or parent.is_finished:
             return False
+    owner = _owner(run)
+    return owner is not None and owner.alive
+
+
+def _owner(run: DagsterRun) -> Owner | None:
+    """The process that a run names."""
+    tags = run.tags
     try:
-        return Owner(int(tags[PID_TAG]), int(tags[BORN_TAG]), tags[HOST_TAG]).alive
+        return Owner(int(tags[PID_TAG]), int(tags[BORN_TAG]), tags[HOST_TAG])
     except (ValueError, KeyError):
-        return False
+        return None
 
 
 class Watched(RunLauncher):
@@ -76,8 +84,27 @@ class Watched(RunLauncher):
 
 
 class WatchedRunLauncher(Watched, DefaultRunLauncher):
-    """Dagster's default launcher, whose runs are also watched by their process."""
+    """Dagster's default launcher, which also knows runs that `kinject run` drives itself."""
 
     def check_run_worker_health(self, run: DagsterRun) -> CheckRunHealthResult:
         """Whether a run's process is there."""
         return self.health_by_process(run)
+
+    def terminate(self, run_id: str) -> bool:
+        """Cancels a run; of one that `kinject run` drives, the command is stopped as on Ctrl-C.
+
+        Dagster alone would mark such a run as cancelled, and free its slot, while it goes on.
+        """
+        run = self._instance.get_run_by_id(run_id)
+        owner = _owner(run) if run and not run.is_finished else None
+        if (
+            run is None
+            or owner is None
+            or run.remote_job_origin is not None  # launched from a workspace
+            or owner.host != this_process().host
+            or not owner.alive
+        ):
+            return super().terminate(run_id)
+        self._instance.report_run_canceling(run)
+        os.kill(owner.pid, signal.SIGINT)
+        return True

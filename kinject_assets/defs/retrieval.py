@@ -62,7 +62,7 @@ def embeddings(
             "embed",
             {
                 "task": "embed",
-                "chunks": str(study.store.path(step.upstream("chunks"), "chunks.parquet")),
+                "chunks": study.store.reference(step.upstream("chunks"), "chunks.parquet"),
                 "encoder": {**encoder.model_dump(), "model": study.located(encoder.model)},
                 "out": str(step.draft),
                 "previous": step.previous_folders(),
@@ -157,9 +157,9 @@ def retrieved(context: dg.AssetExecutionContext, study: Study) -> dg.Materialize
             {
                 "task": "retrieve",
                 "corpus": corpus,
-                "questions": str(study.store.path(step.upstream("questions"), "questions.parquet")),
-                "chunks": str(study.store.path(step.upstream("chunks"), "chunks.parquet")),
-                "index": str(study.store.path(step.upstream("faiss_index"), ".")),
+                "questions": study.store.reference(step.upstream("questions"), "questions.parquet"),
+                "chunks": study.store.reference(step.upstream("chunks"), "chunks.parquet"),
+                "index": study.store.reference(step.upstream("faiss_index"), "."),
                 "retrieval": located(study.profile),
                 "retrievers": list(names),
                 "out": str(step.draft),

@@ -142,7 +142,7 @@ def score_request(
         "base": step.study.located(profile.models[model].source),
         "revision": profile.models[model].revision,
         "dtype": profile.models[model].dtype,
-        "questions": str(store.path(Cell("questions", (corpus,)), "questions.parquet")),
+        "questions": store.reference(Cell("questions", (corpus,)), "questions.parquet"),
         "shots": list(scoring.shots),
         "k": [0],
         "choice_format": scoring.choice_format,
@@ -160,8 +160,8 @@ def score_request(
     if method in {"rag", "ft_rag"}:
         request |= {
             "k": list(scoring.k),
-            "chunks": str(store.path(Cell("chunks", (corpus,)), "chunks.parquet")),
-            "retrieved": str(store.path(Cell("retrieved", (corpus,)), "retrieved.parquet")),
+            "chunks": store.reference(Cell("chunks", (corpus,)), "chunks.parquet"),
+            "retrieved": store.reference(Cell("retrieved", (corpus,)), "retrieved.parquet"),
             "retrievers": list(retrievers),
             "query": profile.retrieval.query,
         }
@@ -170,7 +170,7 @@ def score_request(
         request |= {
             "recipe": recipe,
             "seed": RecipeSpec.parse(recipe).seed,
-            "checkpoint": str(store.path(made, "model")),
+            "checkpoint": store.reference(made, "model"),
             "checkpoint_id": store.rows(made, "checkpoint", Checkpoint)[0].checkpoint_id,
             "adapter": RecipeSpec.parse(recipe).method != "full",
         }
@@ -185,7 +185,7 @@ def _answers(step: Step, config: ScoringSettings) -> dg.MaterializeResult:
     request = score_request(step, corpus, method, scoring, retrievers)
     # An answer is to a prompt, whichever retriever brought what is in it.
     earlier = step.previous("retrievers")
-    request["previous"] = [str(step.study.store.path(cell, ".")) for cell, _ in earlier]
+    request["previous"] = [step.study.store.reference(cell, ".") for cell, _ in earlier]
     done = run_worker(step, "score", request)
     rows = read_rows(step.draft / "answers.parquet", Answer)
     conditions = read_rows(step.draft / "conditions.parquet", Condition)

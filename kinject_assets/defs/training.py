@@ -143,9 +143,9 @@ def _request(step: Step, config: TrainingSettings) -> dict[str, Any]:
         "base": step.study.located(profile.models[model].source),
         "revision": profile.models[model].revision,
         "dtype": profile.models[model].dtype,
-        "chunks": str(store.path(step.upstream("chunks"), "chunks.parquet")),
-        "validation": str(
-            store.path(step.upstream("validation_paraphrases"), "paraphrases.parquet")
+        "chunks": store.reference(step.upstream("chunks"), "chunks.parquet"),
+        "validation": store.reference(
+            step.upstream("validation_paraphrases"), "paraphrases.parquet"
         ),
         "training": training,
         "general_text": _text_file(step, "general_text"),
@@ -166,8 +166,8 @@ def _request(step: Step, config: TrainingSettings) -> dict[str, Any]:
     elif spec.n_paraphrases:
         request["n_paraphrases"] = spec.n_paraphrases
         request["augmentation"] = profile.recipe_augmentation(recipe)
-        request["paraphrases"] = str(
-            store.path(step.upstream("paraphrases"), "paraphrases.parquet")
+        request["paraphrases"] = store.reference(
+            step.upstream("paraphrases"), "paraphrases.parquet"
         )
     return request
 

@@ -57,8 +57,8 @@ def triage(
                 }
                 for name, model in zip(study.plan.probed(corpus), models, strict=True)
             ],
-            "questions": str(study.store.path(step.upstream("questions"), "questions.parquet")),
-            "chunks": str(study.store.path(step.upstream("chunks"), "chunks.parquet")),
+            "questions": study.store.reference(step.upstream("questions"), "questions.parquet"),
+            "chunks": study.store.reference(step.upstream("chunks"), "chunks.parquet"),
             "choice_format": scoring.choice_format,
             "engine": scoring.engine,
             "chat_template": scoring.chat_template,

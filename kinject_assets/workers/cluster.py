@@ -149,10 +149,13 @@ class Driver:
 
     def __init__(self, job: Job, request: dict[str, Any], report: Report) -> None:
         import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         self._job, self._request, self._report = job, request, report
-        # pyright takes a class for a function here.
-        self._hub: Any = ray.remote(Hub).options(num_cpus=0).remote()  # pyright: ignore
+        # On this node: it must not be lost with another one.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        hub: Any = ray.remote(Hub)
+        self._hub = hub.options(num_cpus=0, scheduling_strategy=here).remote()
         self._places: dict[str, None] = {}
         self._processes: list[dict[str, Any]] = []
         self._begun: Counter[int] = Counter()

@@ -110,6 +110,22 @@ def test_the_launcher_tells_the_monitoring_of_dead_processes(
     assert health(child) == "FAILED"
 
 
+def test_on_kubernetes_a_run_within_a_pod_is_judged_by_its_process(
+    instance: DagsterInstance,
+) -> None:
+    pytest.importorskip("dagster_k8s", reason="dagster-k8s is not installed (extra `kubernetes`)")
+    from kinject_assets.defs.kubernetes import WatchedK8sRunLauncher
+
+    # Without its own start, which wants a cluster.
+    launcher = WatchedK8sRunLauncher.__new__(WatchedK8sRunLauncher)
+    launcher.register_instance(instance)
+    for pid, expected in ((str(os.getpid()), "RUNNING"), (DEAD, "FAILED")):
+        run = instance.get_run_by_id(started(instance, **{**process_tags(), PID_TAG: pid}))
+        assert run is not None
+        assert run.remote_job_origin is None
+        assert launcher.check_run_worker_health(run).status.value == expected
+
+
 def test_a_run_of_the_ui_notes_its_process_once(instance: DagsterInstance) -> None:
     def run(run_id: str) -> dg.DagsterRun:
         found = instance.get_run_by_id(run_id)

@@ -4,14 +4,29 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime
+from itertools import groupby
 from pathlib import Path
 
 import pytest
 
-from kinject_assets.config import load_profile
+from kinject_assets.config import Need, Node, load_profile
 from kinject_assets.core.estimate import estimate, keep_estimate
+from kinject_assets.core.estimate.assumptions import ASSUMPTIONS, Assumed
+from kinject_assets.core.estimate.checking import Difference, compare
+from kinject_assets.core.estimate.cluster import (
+    RUN,
+    SETTINGS,
+    expected_seconds,
+    simulate_ways,
+    steps_of,
+)
 from kinject_assets.core.estimate.reckoning import ESTIMATE, Estimate
+from kinject_assets.core.estimate.schedule import ORCHESTRATOR, Placed
 from kinject_assets.core.estimate.spent import Spent, read_spent
+from kinject_assets.core.plan import Plan
 from kinject_assets.core.store import Store
 from kinject_assets_tests.e2e.conftest import Kinject, command, environment
 
@@ -139,3 +154,43 @@ def test_it_starts_without_heavy_libraries(study: tuple[Path, Path, str]) -> Non
     )
     assert done.returncode == 0, done.stderr
     assert done.stderr.splitlines()[-1] == "[]"
+
+
+def test_the_run_was_as_it_is_simulated(study: tuple[Path, Path, str]) -> None:
+    """With the seconds of each step, the simulation says how long the whole took."""
+    profile = load_profile(str(study[0]))
+    store = Store(study[1] / profile.name)
+    plan, assume = Plan(profile, store), Assumed()
+    found, made = estimate(profile, store, read_spent(store)[0]), dict(store.published())
+    expected = expected_seconds(plan, found, made, assume)
+    assert {one.source for one in expected.values()} == {"made"}
+    # This run was inline: no step went to a node.
+    steps = [
+        replace(step, need=None, submitting=ASSUMPTIONS["step_seconds"].value)
+        for step in steps_of(plan, {name: Need() for name in SETTINGS.values()}, expected, assume)
+    ]
+    measured = [
+        Placed(
+            cell=str(cell),
+            node=ORCHESTRATOR,
+            start=datetime.fromisoformat(manifest.started_at).timestamp(),
+            end=datetime.fromisoformat(manifest.finished_at).timestamp(),
+        )
+        for cell, manifest in made.items()
+    ]
+    schedule = simulate_ways(profile, steps, {"none": Node()}, assume)[RUN]
+    check = compare(schedule, measured)
+    assert (check.only_simulated, check.only_measured) == ((), ())
+    print(check.simulated_wall, check.measured_wall, check.ratio)
+    # Dagster's own time between steps is several times longer where others work beside it.
+    assert check.ratio is not None
+    assert 0.75 < check.ratio < 1.5
+    # Partitions follow one another as they did; the order within one is Dagster's.
+    simulated = sorted(check.steps, key=lambda step: step.simulated[0])
+    real = sorted(check.steps, key=lambda step: step.measured[0])
+    assert partitions(simulated) == partitions(real)
+
+
+def partitions(steps: Sequence[Difference]) -> list[str]:
+    """Partitions in the order in which they come."""
+    return [name for name, _ in groupby(step.cell.partition("/")[2] for step in steps)]

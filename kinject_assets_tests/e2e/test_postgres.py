@@ -145,10 +145,11 @@ def wait(what: Callable[[], Any], seconds: float, said: str) -> float:
 
 @dataclass
 class Sampler:
-    """Counts the slots of the pool `gpu` that are taken, several times a second."""
+    """Counts taken slots of the pool `gpu`, and connections, several times a second."""
 
     site: Site
     counts: list[int] = field(default_factory=list)
+    connections: list[int] = field(default_factory=list)
 
     @contextlib.contextmanager
     def sampling(self) -> Iterator[None]:
@@ -157,6 +158,11 @@ class Sampler:
         def sample() -> None:
             while not over.wait(0.1):
                 self.counts.append(len(self.site.holders()))
+                ((used,),) = self.site.server.ask(
+                    self.site.database,
+                    "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()",
+                )
+                self.connections.append(used - 1)
 
         thread = threading.Thread(target=sample)
         thread.start()
@@ -207,7 +213,8 @@ def test_four_backfills_at_once_stay_within_the_pool(site: Site) -> None:
     most = most_at_once(runs)
     print(
         f"\n{len(ids)} backfills, {len(runs)} runs in {seconds:.0f} s; at most {most} steps at "
-        f"once by the event log, {max(sampler.counts)} slots in {len(sampler.counts)} samples"
+        f"once by the event log, {max(sampler.counts)} slots in {len(sampler.counts)} samples, "
+        f"{max(sampler.connections)} connections"
     )
     # The limit was reached, and never crossed.
     assert most == GPU
@@ -253,21 +260,40 @@ def test_a_killed_runs_slot_is_free_within_a_minute(site: Site) -> None:
     print(f"\nkilled run of the UI: slot free after {seconds:.1f} s")
 
 
-def test_a_killed_commands_slot_is_free_within_a_minute(site: Site) -> None:
-    shutil.rmtree(
-        Store(site.home / "small").folder(Cell("checkpoint", ("events", "lab-llama.full.p01")))
-    )
-    process = subprocess.Popen(
+@contextlib.contextmanager
+def training_by_command(site: Site) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A `kinject run` that trains, and its run."""
+    cell = Cell("checkpoint", ("events", "lab-llama.full.p01"))
+    shutil.rmtree(Store(site.home / "small").folder(cell), ignore_errors=True)
+    with subprocess.Popen(
         command("run", "--profile", str(site.profile), "--select", "checkpoint"),
         env=site.env(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    wait(site.holders, 120, "no slot was claimed")
-    (run_id,) = site.holders()
-    assert site.run(run_id)[1][PID_TAG] == str(process.pid)
-    process.kill()
-    process.wait()
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        wait(site.holders, 120, "no slot was claimed")
+        (run_id,) = site.holders()
+        assert site.run(run_id)[1][PID_TAG] == str(process.pid)
+        yield process, run_id
+
+
+def test_a_command_that_is_cancelled_in_the_ui_stops(site: Site) -> None:
+    with training_by_command(site) as (process, run_id):
+        began = time.monotonic()
+        site.graphql(CANCEL, id=run_id)
+        _, said = process.communicate(timeout=MINUTE)
+        wait(lambda: run_id not in site.holders(), MINUTE, "the slot is still taken")
+        seconds = time.monotonic() - began
+    assert process.returncode == 130
+    assert "stopped; start the same command again" in said
+    assert site.run(run_id)[0] in {"CANCELED", "FAILURE"}
+    print(f"\ncancelled `kinject run`: ended, and slot free, after {seconds:.1f} s")
+
+
+def test_a_killed_commands_slot_is_free_within_a_minute(site: Site) -> None:
+    with training_by_command(site) as (process, run_id):
+        process.kill()
+        process.communicate()
     seconds = wait(lambda: run_id not in site.holders(), MINUTE, "the slot is still taken")
     assert site.run(run_id)[0] == "FAILURE"
     print(f"\nkilled `kinject run`: slot free after {seconds:.1f} s")

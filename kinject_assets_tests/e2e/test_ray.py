@@ -15,8 +15,11 @@ from typing import Any
 import dagster as dg
 import psutil
 import pytest
+import yaml
 
 from kinject_assets.core.results.tables import fetch
+from kinject_assets.core.schema import Answer
+from kinject_assets.core.store import Cell, Store
 from kinject_assets_tests.e2e.conftest import command, environment, small_lab
 from kinject_assets_tests.e2e.crashes import TABLES
 from kinject_assets_tests.raying import Cluster, Namespace
@@ -32,6 +35,20 @@ PLACED: dict[str, Any] = {
     "train": {"resources": {"trainer": 1}},
     "triage": {"resources": {"reader": 1}},
 }
+
+
+CELL = f"events/{MODEL}.full.p01"
+
+SMALLER: dict[str, Any] = {
+    # A job costs some ten seconds, most of them imports: a corpus and a recipe say all.
+    "recipes": {"full.p00": None, "full.p01": None},
+    "grid": [{"corpora": ["events"], "models": [MODEL], "recipes": ["full.p01"]}],
+    "damage": {},
+}
+
+
+def study_of(folder: Path, **changes: Any) -> Path:
+    return small_lab(folder, **{**SMALLER, "compute": "ray", "cluster": PLACED, **changes})
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -116,6 +133,24 @@ def same(one: Path, other: Path) -> None:
         assert a[2] == pytest.approx(b[2], abs=1e-4)
 
 
+def same_answers(one: Run, other: Run, cell: str) -> None:
+    """Two lakes hold the same answers, each once, with log-likelihoods within 1e-4."""
+    rows = [
+        {
+            (row.condition_id, row.question_id): row
+            for row in Store(run.home / "small").rows(
+                Cell(cell.split("/")[0], tuple(cell.split("/")[1:])), "answers", Answer
+            )
+        }
+        for run in (one, other)
+    ]
+    assert rows[0].keys() == rows[1].keys()
+    for key, row in rows[0].items():
+        assert row.choice == rows[1][key].choice
+        assert row.logliks == pytest.approx(rows[1][key].logliks, abs=1e-4)
+    assert len(list((one.lake / cell).glob("v*"))) == 1
+
+
 def wait_for(what: Callable[[], Any], seconds: float = 120) -> Any:
     until = time.monotonic() + seconds
     while not (found := what()):
@@ -128,15 +163,28 @@ def wait_for(what: Callable[[], Any], seconds: float = 120) -> Any:
 def ray_run(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """The small lab study, every heavy step of it on the cluster."""
     folder = tmp_path_factory.mktemp("ray")
-    profile = small_lab(folder, compute="ray", cluster=PLACED)
-    run = Run(cluster, profile, folder / "home")
+    run = Run(cluster, study_of(folder), folder / "home")
     run("run")
     return run
 
 
+@pytest.fixture(scope="module")
+def local_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The database of the same study on this machine alone."""
+    folder = tmp_path_factory.mktemp("local")
+    words = command("run", "--profile", str(study_of(folder, compute="inline")))
+    subprocess.run(words, env=environment(folder / "home"), check=True, capture_output=True)
+    return folder / "home" / "small" / "results.duckdb"
+
+
 def again(run: Run, folder: Path, *gone: str, **changes: Any) -> Run:
-    """A copy of a finished study that lacks some artefacts."""
-    profile = small_lab(folder, compute="ray", cluster=PLACED, **changes)
+    """A copy of a finished study that lacks some artefacts, under changed settings."""
+    folder.mkdir(exist_ok=True)
+    profile = study_of(folder)
+    content = yaml.safe_load(profile.read_text())
+    for part, settings in changes.items():
+        content[part] = {**content[part], **settings} if part != "compute" else settings
+    profile.write_text(yaml.safe_dump(content))
     shutil.copytree(run.home / "small" / "lake", folder / "home" / "small" / "lake")
     for cell in gone:
         shutil.rmtree(folder / "home" / "small" / "lake" / cell)
@@ -152,7 +200,7 @@ def under_way(run: Run, cell: str, message: str, done: int) -> Callable[[], bool
                 note = json.loads(path.read_text())
             except (OSError, ValueError):
                 return False
-            return message in note["message"] and (note["done"] or 0) >= done
+            return message in note["message"] and (note["done"] or -1) >= done
         return False
 
     return look
@@ -162,8 +210,8 @@ def test_nothing_listens_beyond_the_loopback_interface(cluster: Cluster) -> None
     assert cluster.namespace.listeners() <= {"127.0.0.1", "[::ffff:127.0.0.1]", "[::1]"}
 
 
-def test_the_rows_are_those_of_a_local_run(study: tuple[Path, Path, str], ray_run: Run) -> None:
-    same(study[1] / "small" / "results.duckdb", ray_run.database)
+def test_the_rows_are_those_of_a_local_run(local_run: Path, ray_run: Run) -> None:
+    same(local_run, ray_run.database)
 
 
 def test_steps_ran_where_the_profile_puts_them(ray_run: Run) -> None:
@@ -183,10 +231,11 @@ def test_a_node_that_is_lost_in_training_is_made_up_for(
     ray_run: Run, cluster: Cluster, tmp_path: Path
 ) -> None:
     """The raylet of the node that trains is killed; a node of its kind comes in its place."""
-    cell = f"events/{MODEL}.full.p01"
-    run = again(ray_run, tmp_path, f"checkpoint/{cell}", f"answers_ft/{cell}")
-    process = run.start("run")
-    wait_for(under_way(run, f"checkpoint/{cell}", "epoch", 2), 300)
+    longer = {"training": {"epochs": 60}}
+    run = again(ray_run, tmp_path / "ray", **longer)
+    words = ("run", "--select", "checkpoint,answers_ft")
+    process = run.start(*words)
+    wait_for(under_way(run, f"checkpoint/{CELL}", "epoch", 30), 300)
     cluster.nodes["right"].kill_raylet()
     cluster.start("third", 1, {"trainer": 1})
     _, said = process.communicate(timeout=1200)
@@ -194,8 +243,10 @@ def test_a_node_that_is_lost_in_training_is_made_up_for(
     placed = run.nodes("checkpoint", f"events|{MODEL}.full.p01")
     assert "right" in placed
     assert "third" in placed
-    assert len(list((run.lake / "checkpoint" / cell).glob("v*"))) == 1
-    same(ray_run.database, run.database)
+    undisturbed = again(ray_run, tmp_path / "local", compute="inline", **longer)
+    undisturbed(*words)
+    assert len(list((run.lake / "checkpoint" / CELL).glob("v*"))) == 1
+    same_answers(run, undisturbed, f"answers_ft/{CELL}")
 
 
 def test_a_node_that_is_lost_in_scoring_is_made_up_for(
@@ -203,18 +254,18 @@ def test_a_node_that_is_lost_in_scoring_is_made_up_for(
 ) -> None:
     """Its share of the questions is answered by the other node."""
     cell = f"answers_rag/events/{MODEL}"
-    run = again(ray_run, tmp_path, cell)
-    process = run.start("run")
-    wait_for(under_way(run, cell, "part", 1), 300)
+    longer = {"scoring": {"k": [1, 2, 3, 4, 5]}}
+    run = again(ray_run, tmp_path / "ray", cell, **longer)
+    words = ("run", "--select", "answers_rag")
+    process = run.start(*words)
+    wait_for(under_way(run, cell, "part", 0), 300)
     cluster.nodes["third"].kill_raylet()
     _, said = process.communicate(timeout=1200)
     assert process.returncode == 0, said
-    same(ray_run.database, run.database)
-    doubled = fetch(
-        run.database,
-        "SELECT count(*) - count(DISTINCT (condition_id, question_id)) FROM answers",
-    )
-    assert doubled.rows == [(0,)]
+    assert "third" in run.nodes("answers_rag", f"events|{MODEL}")
+    undisturbed = again(ray_run, tmp_path / "local", cell, compute="inline", **longer)
+    undisturbed(*words)
+    same_answers(run, undisturbed, cell)
 
 
 def test_ctrl_c_stops_the_job_and_a_killed_run_leaves_none_for_the_next(
@@ -254,17 +305,16 @@ def test_processes_on_two_nodes_train_one_checkpoint(
     ray_run: Run, cluster: Cluster, tmp_path: Path
 ) -> None:
     cluster.start("fourth", 1, {})
-    cell = f"events/{MODEL}.full.p00"
-    run = again(ray_run, tmp_path, f"checkpoint/{cell}")
-    profile = small_lab(tmp_path, compute="ray", cluster={"train": {"cpus": 1}})
+    run = again(ray_run, tmp_path, f"checkpoint/{CELL}")
+    profile = study_of(tmp_path, cluster={"train": {"cpus": 1}})
     settings = profile.read_text().replace("learning_rates:", "processes: 2\n  learning_rates:", 1)
     profile.write_text(settings)
     run("run", "--select", "checkpoint")
-    placed = run.nodes("checkpoint", f"events|{MODEL}.full.p00")
+    placed = run.nodes("checkpoint", f"events|{MODEL}.full.p01")
     assert "left" in placed
     assert "fourth" in placed
     losses = [
-        json.loads((next((home / "checkpoint" / cell).glob("v*")) / "loss.json").read_text())
+        json.loads((next((home / "checkpoint" / CELL).glob("v*")) / "loss.json").read_text())
         for home in (run.lake, ray_run.lake)
     ]
     for together, alone in zip(*losses, strict=True):
@@ -274,9 +324,8 @@ def test_processes_on_two_nodes_train_one_checkpoint(
 def test_a_step_that_no_node_can_do_says_what_it_asked_for(ray_run: Run, tmp_path: Path) -> None:
     cell = f"answers_base/events/{MODEL}"
     run = again(ray_run, tmp_path, cell)
-    small_lab(
+    study_of(
         tmp_path,
-        compute="ray",
         cluster={"score": {"gpus": 1, "accelerator": "H100"}, "wait_minutes": 0},
     )
     process = run.start("run", "--select", "answers_base")

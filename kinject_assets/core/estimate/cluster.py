@@ -9,16 +9,11 @@ from typing import Literal
 from kinject_assets.config import Need, Node, Profile, RecipeSpec, Spread
 from kinject_assets.core.estimate.assumptions import Assumed, Assumption
 from kinject_assets.core.estimate.compute import DTYPE_BYTES, STAGES
+from kinject_assets.core.estimate.nodes import named_nodes
 from kinject_assets.core.estimate.reckoning import Estimate, by, estimate
 from kinject_assets.core.estimate.requests import Requests
-from kinject_assets.core.estimate.simulation import (
-    Schedule,
-    Step,
-    Way,
-    critical_path,
-    named_nodes,
-    simulate,
-)
+from kinject_assets.core.estimate.schedule import Schedule, Step, Way, critical_path
+from kinject_assets.core.estimate.simulation import simulate
 from kinject_assets.core.estimate.spent import read_spent, stage_of, took
 from kinject_assets.core.manifest import Manifest
 from kinject_assets.core.plan import METHODS, Plan
@@ -279,6 +274,14 @@ def cluster_of(profile: Profile) -> tuple[dict[str, Node], dict[str, Need], list
                 f"{fields}: not said, so one GPU is reckoned with. Ray gives a process that asks "
                 "for none no GPU: set them, e.g. to 1."
             )
+    if all(node.gpus for node in kinds.values()):
+        warnings += [
+            f"cluster.{name}.gpus is 0 and every node has GPUs: reckoned with its part of a node's "
+            "cores at the speed of its GPUs, which is too quick. Ask for a GPU, or name nodes "
+            "without."
+            for name, need in needs.items()
+            if not need.gpus
+        ]
     if profile.compute != "ray":
         warnings.append(
             f"compute is {profile.compute}: set it to ray in the profile, or run with `kinject run "
@@ -484,6 +487,7 @@ def _step(
         submitting=assume("step_seconds") + jobs * assume("ray_job_seconds"),
         starting=jobs * assume("process_seconds") + expected.loading,
         merging=merging,
+        ending=jobs * assume("ray_end_seconds"),
         pool=pool,
     )
 

@@ -18,15 +18,10 @@ from kinject_assets.core.estimate.cluster import (
     class_of,
     sources,
 )
+from kinject_assets.core.estimate.nodes import said
 from kinject_assets.core.estimate.reckoning import HOUR
+from kinject_assets.core.estimate.schedule import ORCHESTRATOR, Placed, Schedule, Step
 from kinject_assets.core.estimate.sections import WIDTH, Section, in_hours, laid_out
-from kinject_assets.core.estimate.simulation import (
-    ORCHESTRATOR,
-    Placed,
-    Schedule,
-    Step,
-    said,
-)
 from kinject_assets.core.report.plots import ImageFormat, Span, timeline
 from kinject_assets.core.results.rendering import dumped, plain
 from kinject_assets.core.results.tables import Format, Result, render

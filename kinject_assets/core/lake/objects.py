@@ -20,7 +20,10 @@ T = TypeVar("T")
 PATIENCE_SECONDS = 300.0
 """How long a store that does not answer is asked again."""
 
-LONGEST_PAUSE = 15.0
+ERROR_SECONDS = 60.0
+"""The same for one that answers, with an error of its own: it starts, or an object is damaged."""
+
+FIRST_PAUSE, LONGEST_PAUSE = 0.5, 15.0
 
 BLOCK = 16 * 2**20
 """Bytes of an object that are read at once to hash it."""
@@ -301,7 +304,7 @@ class Objects:
             LakeError: If it refuses, or does not answer for longer than the patience.
         """
         began = time.monotonic()
-        pause = 0.5
+        pause = FIRST_PAUSE
         while True:
             try:
                 return ask()
@@ -317,13 +320,18 @@ class Objects:
                 if not transient(error):
                     raise
                 waited = time.monotonic() - began
-                if waited >= self.patience:
+                answered = _answer(error)[0] != 0
+                if waited >= min(self.patience, ERROR_SECONDS if answered else self.patience):
                     raise LakeError(
-                        f"{what}: no answer in {waited:.0f} s ({_said(error)}). Is the object "
+                        f"{what}: the object store answers with an error ({_said(error)}). See its "
+                        "log; if it is this object alone, restore it from a backup or delete it."
+                        if answered
+                        else f"{what}: no answer in {waited:.0f} s ({_said(error)}). Is the object "
                         "store up, and is AWS_ENDPOINT_URL right? Then run again: what is complete "
                         "is kept."
                     ) from error
-                _log.warning("%s: %s; trying again", what, _said(error))
+                if pause == FIRST_PAUSE:
+                    _log.warning("%s: %s; trying again", what, _said(error))
                 time.sleep(min(pause, max(0.1, self.patience - waited)))
                 pause = min(pause * 2, LONGEST_PAUSE)
 
@@ -332,23 +340,35 @@ class _Unmet(Exception):
     """A condition of a request did not hold: the object is another one."""
 
 
+def _quiet_about_connections(loop: Any, told: dict[str, Any]) -> None:
+    """Leaves out what a lost connection has besides: the request itself fails, and is repeated."""
+    error = told.get("exception")
+    if error is None or not transient(error):
+        loop.default_exception_handler(told)
+
+
 def _file_system(url: str) -> Any:
     import fsspec
+    from fsspec.asyn import get_loop
 
     protocol = url.partition("://")[0]
     options: dict[str, Any] = {"use_listings_cache": False, "skip_instance_cache": True}
     if protocol in {"s3", "s3a"}:
-        # Our own loop waits for a store that is down; the library's only bridges what is short.
+        # Our own loop waits for a store that is down; the libraries' would wait within each turn.
         options |= {
             "config_kwargs": {
                 "connect_timeout": 10,
                 "read_timeout": 60,
-                "retries": {"max_attempts": 3, "mode": "standard"},
+                "retries": {"total_max_attempts": 1},
             },
             "max_concurrency": 4,
         }
     try:
-        return fsspec.filesystem(protocol, **options)
+        made = fsspec.filesystem(protocol, **options)
+        if protocol in {"s3", "s3a"}:
+            made.retries = 1
+            get_loop().set_exception_handler(_quiet_about_connections)
+        return made
     except ImportError as error:
         raise LakeError(
             f"{url}: the library for `{protocol}://` is not installed ({error}). "

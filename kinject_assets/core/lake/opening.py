@@ -25,7 +25,8 @@ def open_store(profile: Profile, root: Path | None = None, refresh: bool = True)
         LakeError: If the object store refuses, or does not answer.
     """
     where = profile.path or "the profile"
-    return open_lake(root or home(profile), profile.lake, profile.cache_gb, refresh, where)
+    place = root or home(profile)
+    return open_lake(place, profile.lake, profile.cache_gb, refresh, outputs=True, where=where)
 
 
 def open_lake(
@@ -33,6 +34,7 @@ def open_lake(
     url: str | None,
     cache_gb: float,
     refresh: bool = True,
+    outputs: bool = False,
     where: Path | str = "the profile",
 ) -> Store:
     """Opens a lake by its URL; see `open_store`.
@@ -42,6 +44,7 @@ def open_lake(
         url: Of the lake; `None` for `root/lake`.
         cache_gb: What copies of an object store's files may take here, in 10^9 bytes.
         refresh: See what other machines have published since.
+        outputs: Bring what lies beside the lake for people (database, report), too.
         where: Who names the URL, for errors.
     """
     if url is None:
@@ -61,7 +64,7 @@ def open_lake(
         return store
     if not address.netloc:
         raise ProfileError(f"{where}: lake: {url} names no bucket; e.g. s3://bucket/prefix")
-    remote = _remote(url.rstrip("/"), root.absolute(), cache_gb * 1e9, os.getpid())
+    remote = _remote(url.rstrip("/"), root.absolute(), cache_gb * 1e9, outputs, os.getpid())
     store = Store(root, remote=remote)
     if refresh or not remote.listed:
         store.refresh()
@@ -69,9 +72,9 @@ def open_lake(
 
 
 @cache
-def _remote(url: str, root: Path, cache_bytes: float, process: int) -> Remote:
+def _remote(url: str, root: Path, cache_bytes: float, outputs: bool, process: int) -> Remote:
     """One for each process: a connection does not survive a fork."""
-    remote = Remote(url, root, cache_bytes)
+    remote = Remote(url, root, cache_bytes, outputs)
     remote.begin()
     return remote
 

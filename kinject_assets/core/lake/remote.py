@@ -33,6 +33,9 @@ BEAT_SECONDS = 30.0
 EXPIRY_SECONDS = 180.0
 """A lease that has not been renewed for so long, by the watch of who waits, has lost its owner."""
 
+LARGE_SIDE = 64 * 2**20
+"""Side files of more bytes go up in parts: ledgers, each of which one process writes alone."""
+
 LOOK_SECONDS = 2.0
 """Time between two looks at a lease that another machine holds."""
 
@@ -61,11 +64,17 @@ class _Known:
     mark: Mark | None
 
 
+def is_plain(key: str) -> bool:
+    """Whether a key leads to a file below the lake: a store may hold others."""
+    return not {"", ".", ".."} & set(key.split("/"))
+
+
 def is_side(key: str) -> bool:
     """Whether an object is a manifest or a side file: all that is in no version and no work."""
     parts = key.split("/")
     return (
-        parts[0] != WORK
+        is_plain(key)
+        and parts[0] != WORK
         and not any(is_version(part) for part in parts[:-1])
         and not parts[-1].startswith(".")
         and not key.endswith(".lock")
@@ -85,16 +94,19 @@ class Remote:
         url: Of the lake.
         root: The profile's folder; the mirror is `root/lake`.
         cache_bytes: What copies of artefacts' files may take here.
+        outputs: Bring what lies beside the lake for people, too.
 
     Raises:
         LakeError: If the folder mirrors another lake, or holds one that is none's mirror.
     """
 
-    def __init__(self, url: str, root: Path, cache_bytes: float) -> None:
+    def __init__(self, url: str, root: Path, cache_bytes: float, outputs: bool = True) -> None:
         self.objects = Objects(url)
         self.root = root
         self.lake = root / "lake"
         self.cache_bytes = cache_bytes
+        self._outputs = outputs
+        self._used: float | None = None
         self.listing: dict[str, Object] = {}
         self._listed_at = -float("inf")
         self._lock = threading.RLock()
@@ -107,7 +119,7 @@ class Remote:
 
     def _require_ours(self) -> None:
         if self._index_path.exists():
-            url = json.loads(self._index_path.read_text(encoding="utf-8"))["url"]
+            url = self._mirrored_url()
             if url != self.objects.url:
                 raise LakeError(
                     f"{self.lake} mirrors {url}, and the profile's `lake` is {self.objects.url}. "
@@ -120,6 +132,15 @@ class Remote:
                 f"{self.objects.url}. To go on with it there, copy it (e.g. aws s3 sync "
                 f"{self.lake} {self.objects.url} --exclude '.work/*'), then move {self.lake} away."
             )
+
+    def _mirrored_url(self) -> str:
+        try:
+            return str(json.loads(self._index_path.read_text(encoding="utf-8"))["url"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise LakeError(
+                f"{self._index_path}: not readable ({error}). Delete it and {self.lake}, which is "
+                "a copy: all is brought again."
+            ) from error
 
     @contextlib.contextmanager
     def _machine(self) -> Iterator[None]:
@@ -157,7 +178,7 @@ class Remote:
 
     def _pull(self, listing: Mapping[str, Object]) -> list[str]:
         index = self._read_index()
-        side = {key: found for key, found in listing.items() if is_side(key)}
+        side = {key: found for key, found in listing.items() if self._mirrors(key)}
         wanted = [
             key
             for key, found in side.items()
@@ -171,7 +192,7 @@ class Remote:
             elif side[key].size <= SMALL or not self._take_large(key):
                 continue  # gone since it was listed
             index[key] = _Known(side[key].tag, None if more else _mark(self._path(key)))
-        gone = [key for key in index if key not in side]
+        gone = [key for key in index if key not in side and self._mirrors(key)]
         for key in gone:
             known, path = index.pop(key), self._path(key)
             # What was written here since goes up again.
@@ -180,6 +201,9 @@ class Remote:
         if wanted or gone or not self._index_path.exists():
             self._write_index(index)
         return [key.rpartition("/")[0] for key in (*wanted, *gone) if is_manifest(key)]
+
+    def _mirrors(self, key: str) -> bool:
+        return is_side(key) and (self._outputs or not key.startswith(f"{OUTPUTS}/"))
 
     def _take(self, key: str, data: bytes, known: _Known | None) -> bool:
         """Puts an object's bytes in place of a side file; whether that holds more now.
@@ -246,6 +270,12 @@ class Remote:
         for _ in range(3):
             mark = _mark(path)
             if mark is None:
+                return
+            if mark[1] > LARGE_SIDE:
+                # Only the process that writes it does; too large for one conditional request.
+                self.objects.upload(path, key)
+                if found := self.objects.look(key):
+                    index[key] = _Known(found.tag, mark)
                 return
             known = index.get(key)
             data = path.read_bytes()
@@ -320,6 +350,11 @@ class Remote:
             FileNotFoundError: If the store has it no more.
             BrokenArtefact: If the store's bytes are not those that were published.
         """
+        if not is_plain(key):
+            raise BrokenArtefact(
+                f"{self.objects.url}/{_artefact(key)}/{MANIFEST} names {key}, outside its folder: "
+                "it was edited. Restore it from a backup."
+            )
         path = self.lake / key
         with contextlib.suppress(FileNotFoundError):
             found = path.stat()
@@ -365,20 +400,22 @@ class Remote:
         What living processes of this machine may be reading stays: all that was used since the
         first of them began what it does.
         """
+        if self._used is not None and self._used + wanted <= self.cache_bytes:
+            self._used += wanted
+            return
         copies = [
             (path, path.stat())
             for path in self.lake.rglob("*")
             if path.is_file() and self._is_copy(path)
         ]
         over = sum(found.st_size for _, found in copies) + wanted - self.cache_bytes
-        if over <= 0:
-            return
         begun = min(self._sessions(), default=time.time())
         for path, found in sorted(copies, key=lambda pair: pair[1].st_atime_ns):
             if over <= 0 or found.st_atime >= begun:
                 break
             path.unlink(missing_ok=True)
             over -= found.st_size
+        self._used = self.cache_bytes + over
 
     def _is_copy(self, path: Path) -> bool:
         """Whether the store has a file of a version, so that it can be brought again."""
@@ -459,7 +496,7 @@ class Remote:
             if is_version(part := key[len(folder) + 1 :].split("/", 1)[0]) and part != current
         ]
         work = f"{WORK}/{folder}/"
-        if any(key.startswith(work) for key in self.listing):
+        if sent or any(key.startswith(work) for key in self.listing):
             old += self.objects.listing(work.rstrip("/"))
         self.objects.remove(old)
         kept = {k: v for k, v in self.listing.items() if not _below(k, folder)}
@@ -550,11 +587,12 @@ class _Lease:
         self._objects, self._key = objects, key
         self._tag = ""
         self._beats = 0
+        self._id = uuid.uuid4().hex
 
     def _data(self) -> bytes:
         # A new number each time: an object with the same bytes would have the same tag.
         self._beats += 1
-        note = {"owner": asdict(this_process()), "beat": self._beats, "id": uuid.uuid4().hex}
+        note = {"owner": asdict(this_process()), "beat": self._beats, "id": self._id}
         return json.dumps(note).encode()
 
     def take(self, waiting: Callable[[], None]) -> bool:
@@ -567,9 +605,13 @@ class _Lease:
             found = self._objects.look(self._key)
             if found is None:
                 continue
+            note = self._note()
+            if note.get("id") == self._id:  # it was made, and the answer was lost
+                self._tag = found.tag
+                return told
             if found.tag != seen:
                 seen, since = found.tag, time.monotonic()
-            if self._abandoned() or time.monotonic() - since > EXPIRY_SECONDS:
+            if _abandoned(note) or time.monotonic() - since > EXPIRY_SECONDS:
                 if made := self._objects.swap(self._key, self._data(), seen):
                     self._tag = made.tag
                     return True
@@ -579,15 +621,17 @@ class _Lease:
                 waiting()
             time.sleep(LOOK_SECONDS)
 
-    def _abandoned(self) -> bool:
-        """Whether its owner was a process of this machine, and is gone."""
-        with contextlib.suppress(FileNotFoundError, ValueError, KeyError, TypeError):
-            return not Owner(**json.loads(self._objects.read(self._key))["owner"]).alive
-        return False
+    def _note(self) -> dict[str, Any]:
+        """What it says now; nothing if it cannot be read."""
+        with contextlib.suppress(FileNotFoundError, ValueError):
+            return dict(json.loads(self._objects.read(self._key)))
+        return {}
 
     def renew(self) -> None:
         """Shows that its owner lives."""
         made = self._objects.swap(self._key, self._data(), self._tag)
+        if made is None and self._note().get("id") == self._id:
+            made = self._objects.look(self._key)  # it was renewed, and the answer was lost
         if made is None:
             _log.warning("%s was taken over by another machine", self._key)
         else:
@@ -599,6 +643,13 @@ class _Lease:
             found = self._objects.look(self._key)
             if found and found.tag == self._tag:
                 self._objects.remove([self._key])
+
+
+def _abandoned(note: dict[str, Any]) -> bool:
+    """Whether the owner of a lease was a process of this machine, and is gone."""
+    with contextlib.suppress(KeyError, TypeError):
+        return not Owner(**note["owner"]).alive
+    return False
 
 
 def _mark(path: Path) -> Mark | None:

@@ -82,8 +82,9 @@ def test_a_gpu_is_reckoned_with_where_a_need_says_nothing_of_gpus(profile_of: Pr
         "score": 0,
         "triage": 1,
     }
-    (warning,) = warnings
-    assert "cluster.embed.gpus, cluster.triage.gpus: not said" in warning
+    said, none_asked = warnings
+    assert "cluster.embed.gpus, cluster.triage.gpus: not said" in said
+    assert "cluster.score.gpus is 0 and every node has GPUs" in none_asked
     _, plain, none = cluster_of(profile_of(cluster={"nodes": {"cpu": {}}}, compute="ray"))
     assert ({need.gpus for need in plain.values()}, none) == ({0}, [])
 

@@ -4,6 +4,9 @@ import csv
 import io
 import itertools
 import json
+import os
+import subprocess
+import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Any
@@ -62,8 +65,8 @@ def test_text_says_who_runs_where(planned: ClusterPlan) -> None:
 def test_every_node_has_a_line_in_the_chart(planned: ClusterPlan) -> None:
     lines = [line for line in format_cluster(planned).splitlines() if line.endswith("|")]
     assert [line.split(" ")[0] for line in lines] == [
-        "orchestrator",
-        *(f"gpu-{n}" for n in range(1, 5)),
+        "the",
+        *(f"gpu:{n}" for n in range(1, 5)),
     ]
     marks = [line.split("|")[1] for line in lines]
     assert len({len(found) for found in marks}) == 1
@@ -83,7 +86,7 @@ def test_a_terminal_gets_colours_and_its_width(planned: ClusterPlan) -> None:
     assert "\x1b[" not in plain
     assert "\x1b[" in narrow
     assert "\x1b[" not in format_cluster(planned, "markdown", width=50)
-    bare = [line for line in narrow.splitlines() if line.startswith("orchestrator |")]
+    bare = [line for line in narrow.splitlines() if line.startswith("the orchestrator |")]
     assert len(bare[0].replace("\x1b[0m", "")) <= 50
 
 
@@ -96,7 +99,7 @@ def test_every_format_tells_the_same(planned: ClusterPlan) -> None:
     assert steps.keys() == {step.cell for step in planned.steps}
     checkpoint = steps["checkpoint/docs/small.full.p00"]
     (process,) = checkpoint["processes"]
-    assert process["node"] == "gpu-1"
+    assert process["node"] == "gpu:1"
     assert process["gpu"] == 0
     assert checkpoint["source"] == "estimated"
     assert steps["results"]["usd"] is None
@@ -151,7 +154,7 @@ def test_the_picture_has_every_node(planned: ClusterPlan, tmp_path: Path) -> Non
     assert root.tag.endswith("svg")
     # Text is drawn as paths; comments name it.
     drawn = path.read_text()
-    for name in ("orchestrator", "gpu-1", "gpu-4", "train"):
+    for name in ("the orchestrator", "gpu:1", "gpu:4", "train"):
         assert f"<!-- {name} -->" in drawn
     write_picture(planned, tmp_path / "plan.png")
     assert (tmp_path / "plan.png").read_bytes().startswith(b"\x89PNG")
@@ -197,3 +200,24 @@ def test_the_command_prints_and_draws(
     assert [row["nodes"] for row in json.loads(done.stdout)["scaling"]] == [12, 12, 12]
     assert out.exists()
     assert "Simulates the study" in CliRunner().invoke(main, ["plan", "--help"]).output
+
+
+STARTS = """
+import sys
+from kinject_assets.cli import main
+main(["plan", "--cluster", "--profile", "paper", "--nodes", "1"], standalone_mode=False)
+heavy = {"torch", "transformers", "dagster", "ray", "matplotlib", "sentence_transformers"}
+print(sorted(heavy & set(sys.modules)), file=sys.stderr)
+"""
+
+
+def test_it_starts_without_heavy_libraries(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", STARTS],
+        env={**os.environ, "KINJECT_HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.splitlines()[-1] == "[]"

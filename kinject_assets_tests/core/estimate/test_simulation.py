@@ -10,20 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kinject_assets.config import Need, Node
-from kinject_assets.core.estimate.simulation import (
+from kinject_assets.core.estimate.checking import as_measured, compare
+from kinject_assets.core.estimate.nodes import lacking, named_nodes, speed
+from kinject_assets.core.estimate.schedule import (
     ORCHESTRATOR,
-    NoNodeFits,
     Placed,
     Schedule,
     Step,
     Way,
-    compare,
     critical_path,
-    lacking,
-    named_nodes,
-    simulate,
-    speed,
 )
+from kinject_assets.core.estimate.simulation import NoNodeFits, simulate
 
 FREE = Way(name="free", runs=math.inf)
 RUN = Way(name="kinject run", runs=1, in_order=True)
@@ -54,12 +51,12 @@ def test_three_steps_on_two_nodes() -> None:
     steps = [step("a", 10), step("b", 4), step("c", 5)]
     found = simulate(steps, nodes, {}, FREE)
     assert table(found) == {
-        "a": [("n-1", 0, 10)],
-        "b": [("n-2", 0, 4)],
-        "c": [("n-2", 4, 9)],
+        "a": [("n:1", 0, 10)],
+        "b": [("n:2", 0, 4)],
+        "c": [("n:2", 4, 9)],
     }
     assert found.wall == 10
-    assert found.busy == {"n-1": 10, "n-2": 9}
+    assert found.busy == {"n:1": 10, "n:2": 9}
     assert (found.usd, found.usd_busy, found.usd_of("c")) == (20, 19, 5)
     assert found.used == 19 / 20
 
@@ -68,7 +65,7 @@ def test_a_step_waits_for_its_inputs_and_the_chain_is_the_bound() -> None:
     nodes = named_nodes({"n": ONE_GPU.model_copy(update={"count": 3})})
     steps = [step("a", 3), step("b", 2), step("c", 4, "a", "b"), step("d", 1)]
     found = simulate(steps, nodes, {}, FREE)
-    assert table(found)["c"] == [("n-1", 3, 7)]
+    assert table(found)["c"] == [("n:1", 3, 7)]
     assert found.wall == 7
     assert critical_path(steps, nodes) == (7, ["a", "c"])
 
@@ -90,10 +87,10 @@ def test_kinject_run_makes_one_step_after_another() -> None:
     found = simulate(steps, nodes, {}, way)
     # Three runs: neighbours of one partition share one.
     assert table(found) == {
-        "a": [("n-1", 10, 13)],
-        "b": [("n-1", 13, 15)],
-        "c": [("n-1", 25, 29)],
-        "d": [("n-1", 39, 40)],
+        "a": [("n:1", 10, 13)],
+        "b": [("n:1", 13, 15)],
+        "c": [("n:1", 25, 29)],
+        "d": [("n:1", 39, 40)],
     }
 
 
@@ -101,8 +98,8 @@ def test_steps_of_one_partition_are_made_one_after_another() -> None:
     nodes = named_nodes({"n": ONE_GPU.model_copy(update={"count": 4})})
     steps = [step("a", 3, partition="x"), step("b", 2, partition="x"), step("c", 1)]
     found = simulate(steps, nodes, {}, FREE)
-    assert table(found)["b"] == [("n-1", 3, 5)]
-    assert table(found)["c"] == [("n-2", 0, 1)]
+    assert table(found)["b"] == [("n:1", 3, 5)]
+    assert table(found)["c"] == [("n:2", 0, 1)]
 
 
 def test_a_run_takes_in_what_it_makes_itself_and_what_is_late_needs_another() -> None:
@@ -114,10 +111,10 @@ def test_a_run_takes_in_what_it_makes_itself_and_what_is_late_needs_another() ->
         step("d", 1, "c", "a", partition="x"),
     ]
     found = simulate(steps, nodes, {}, Way(name="", runs=math.inf, starting=2))
-    assert table(found)["b"] == [("n-2", 2, 3)]
-    assert table(found)["c"] == [("n-2", 3, 4)]
+    assert table(found)["b"] == [("n:2", 2, 3)]
+    assert table(found)["c"] == [("n:2", 3, 4)]
     # Its input was not there when the run began: `a` is made at 7, a run of its own starts then.
-    assert table(found)["d"] == [("n-1", 9, 10)]
+    assert table(found)["d"] == [("n:1", 9, 10)]
 
 
 def test_so_many_runs_at_once() -> None:
@@ -199,13 +196,13 @@ def test_parts_are_spread_and_put_together() -> None:
     parted = step("a", 6, processes=3, submitting=10, starting=2, merging=1)
     found = simulate([parted, step("b", 1, "a")], nodes, {}, FREE)
     assert [(p.process, p.node, p.start, p.end) for p in found.of("a")] == [
-        ("1/3", "n-1", 10, 18),
-        ("2/3", "n-2", 10, 18),
-        ("3/3", "n-1", 18, 26),
-        ("merge", "n-1", 26, 29),
+        ("1/3", "n:1", 10, 18),
+        ("2/3", "n:2", 10, 18),
+        ("3/3", "n:1", 18, 26),
+        ("merge", "n:1", 26, 29),
     ]
     assert found.spans["a"] == (0, 29)
-    assert table(found)["b"] == [("n-1", 29, 30)]
+    assert table(found)["b"] == [("n:1", 29, 30)]
     assert critical_path([parted], nodes)[0] == 10 + 2 + 6 + 2 + 1
 
 
@@ -331,6 +328,7 @@ def studies(draw: st.DrawFn) -> list[Step]:
                 submitting=draw(st.sampled_from((0.0, 3.0))),
                 starting=draw(st.sampled_from((0.0, 2.0))),
                 merging=draw(st.sampled_from((0.0, 1.0))),
+                ending=draw(st.sampled_from((0.0, 1.5))),
                 pool=draw(st.sampled_from(("", "gpu", "llm"))),
             )
         )
@@ -430,21 +428,49 @@ def test_a_simulation_is_held_against_what_was_measured() -> None:
     steps = [step("a", 10), step("b", 4), step("c", 5), step("d", 1)]
     schedule = simulate(steps, nodes, {}, FREE)
     measured = [
-        Placed(cell="a", node="n-1", start=1000, end=1011),
-        Placed(cell="b", node="n-2", start=1001, end=1003),
-        Placed(cell="b", node="n-1", start=1003, end=1006),
-        Placed(cell="c", node="n-2", start=1006, end=1022),
-        Placed(cell="x", node="n-2", start=1022, end=1023),
+        Placed(cell="a", node="n:1", start=1000, end=1011),
+        Placed(cell="b", node="n:2", start=1001, end=1003),
+        Placed(cell="b", node="n:1", start=1003, end=1006),
+        Placed(cell="c", node="n:2", start=1006, end=1022),
+        Placed(cell="x", node="n:2", start=1022, end=1023),
     ]
     check = compare(schedule, measured)
     assert [difference.cell for difference in check.steps] == ["a", "b", "c"]
     assert check.steps[1].measured == (1, 6)
-    assert check.steps[1].measured_nodes == ("n-1", "n-2")
-    assert check.steps[1].simulated_nodes == ("n-2",)
+    assert check.steps[1].measured_nodes == ("n:1", "n:2")
+    assert check.steps[1].simulated_nodes == ("n:2",)
     assert (check.only_simulated, check.only_measured) == (("d",), ("x",))
     assert (check.simulated_wall, check.measured_wall) == (10, 22)
     assert check.ratio == 2.2
     assert check.same_nodes == 2 / 3
+
+
+def test_steps_take_as_long_as_they_were_measured() -> None:
+    nodes = {"left": Node(cpus=2), "right": Node(cpus=2, speed=2.0)}
+    core = Need(cpus=1)
+    steps = [
+        step("light", 99, need=None),
+        step("parts", 99, need=core, processes=2, merging=99, starting=7, submitting=4, ending=3),
+        step("alone", 99, need=core, starting=7),
+        step("other", 5),
+    ]
+    measured = [
+        Placed(cell="light", node=ORCHESTRATOR, start=0, end=3),
+        Placed(cell="parts", node="left", start=10, end=19),
+        Placed(cell="parts", node="left", start=10, end=18),
+        Placed(cell="parts", node="left", start=20, end=22),
+        Placed(cell="alone", node="right", start=30, end=34),
+    ]
+    light, parts, alone, other = as_measured(steps, measured, nodes)
+    assert light.seconds == 3
+    # Half of the cores for 9 s, of a node of speed 1; and 3 s from the last part on.
+    assert (parts.seconds, parts.merging, parts.starting) == (4.5, 1.5, 0)
+    assert (alone.seconds, alone.starting) == (4, 0)
+    assert other == steps[3]
+    found = simulate([light, parts], nodes, {}, RUN)
+    assert [p.end - p.start for p in found.of("parts")] == [9, 9, 3]
+    assert found.spans["parts"] == (3, 3 + 4 + 9 + 3 + 3)
+    assert critical_path([parts], {"left": nodes["left"]})[0] == 4 + 9 + 3 + 3
 
 
 def test_nothing_measured_is_no_ratio() -> None:
