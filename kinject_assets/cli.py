@@ -363,9 +363,9 @@ def serve(
     r"""Runs one part of `kinject ui` alone, for service managers and containers.
 
     \b
-      kinject serve code         loads the profile and runs what is launched; start it first
+      kinject serve code         first: runs live in it
       kinject serve webserver    the Dagster UI
-      kinject serve daemon       schedules, sensors, the queue, and the watch over runs
+      kinject serve daemon       schedules, sensors, queue
     """
     profile = select(profile_name)
     from kinject_assets.defs.commands import serve_part

@@ -9,10 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from kinject_assets.core.history import POSTGRES_URL
 from kinject_assets_tests.core.results.fixtures import built, lake, rich
 
 # Here, so that they are built once for all folders of tests.
 __all__ = ["built", "lake", "rich"]
+
+# Tests never open a developer's database.
+os.environ.pop(POSTGRES_URL, None)
 
 REPOSITORY = Path(__file__).parents[1]
 WIKI_STATE = Path(tempfile.gettempdir()) / "kinject-mediawiki"

@@ -350,6 +350,41 @@ def test_caddy_validates() -> None:
     )
 
 
+def pods() -> Iterator[dict[str, Any]]:
+    """The pods that the files for Kubernetes describe, as far as they do."""
+    cluster, policy = documents("kubernetes/raycluster.yaml")
+    yield policy
+    groups = [cluster["spec"]["headGroupSpec"], *cluster["spec"]["workerGroupSpecs"]]
+    for number, group in enumerate(groups):
+        metadata = {"name": f"ray-{number}", **group["template"]["metadata"]}
+        spec = group["template"]["spec"]
+        yield {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
+    values = documents("kubernetes/dagster-values.yaml")[0]
+    (deployment,) = values["dagster-user-deployments"]["deployments"]
+    parts = [deployment, values["dagsterWebserver"], values["dagsterDaemon"]]
+    for number, part in enumerate(parts):
+        container = {"name": "part", "image": part["image"]["repository"]}
+        container |= {n: part[n] for n in ("env", "volumeMounts", "resources") if n in part}
+        container |= {
+            name: {k: v for k, v in probe.items() if k != "enabled"} | {"exec": {"command": ["x"]}}
+            for name, probe in part.items()
+            if name.endswith("Probe")
+        }
+        spec = {
+            "securityContext": part["podSecurityContext"],
+            "volumes": part.get("volumes", []),
+            "containers": [{**container, "securityContext": part["securityContext"]}],
+        }
+        metadata = {"name": f"part-{number}"}
+        yield {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
+
+
+def test_pods_are_kubernetes(tmp_path: Path) -> None:
+    file = tmp_path / "pods.yaml"
+    file.write_text(yaml.safe_dump_all(pods()))
+    lint("kubernetes-validate", "--strict", str(file))
+
+
 def test_systemd_verifies(tmp_path: Path) -> None:
     for unit in UNITS:
         (tmp_path / unit.name).write_text(unit.read_text().replace(INSTALLED, "/bin/true"))

@@ -73,6 +73,30 @@ def _history(profile: Profile) -> Iterator[Finding]:
         yield Finding(False, f"Dagster's history: {error}")
 
 
+def _cluster(profile: Profile) -> Iterator[Finding]:
+    if (os.environ.get("KINJECT_COMPUTE") or profile.compute) != "ray":
+        return
+    there = importlib.util.find_spec("dagster_ray") is not None
+    yield Finding(there, "package dagster_ray" + ("" if there else ": pip install 'kinject[ray]'"))
+    address = os.environ.get("RAY_ADDRESS", "")
+    jobs = not address or address.startswith(("http://", "https://"))
+    said = address or "none given: a cluster of this machine is started for each command"
+    yield Finding(
+        jobs,
+        f"Ray cluster: {said}"
+        + ("" if jobs else " takes no jobs: give the dashboard's, e.g. http://HEAD:8265"),
+    )
+
+
+def _lake(profile: Profile) -> Iterator[Finding]:
+    scheme = (profile.lake or "").partition("://")[0]
+    if scheme == "s3":
+        there = importlib.util.find_spec("s3fs") is not None
+        yield Finding(there, "package s3fs" + ("" if there else ": pip install 'kinject[s3]'"))
+    if profile.lake:
+        yield Finding(True, f"lake: {profile.lake}, up to {profile.cache_gb:g} GB of it kept here")
+
+
 def _models(profile: Profile) -> Iterator[Finding]:
     named = {f"model {name}": model.source for name, model in profile.models.items()}
     named["encoder"] = profile.retrieval.encoder.model
@@ -125,6 +149,8 @@ def examine(profile: Profile) -> list[Finding]:
         *_packages(),
         *_disk(profile),
         *_history(profile),
+        *_cluster(profile),
+        *_lake(profile),
         *_models(profile),
         *_sources(profile),
         *_writer(profile),

@@ -399,7 +399,7 @@ class Store:
     ) -> str:
         """What is wrong with the files of an artefact, and the mend; empty when nothing is.
 
-        A file that is not here is well if the object store holds it.
+        An object store must hold each file; whether it is here, too, does not matter.
 
         Args:
             cell: The artefact.
@@ -414,13 +414,15 @@ class Store:
                 size = path.stat().st_size
             except FileNotFoundError:
                 size = None
-            if self.remote is not None and size != recorded["bytes"]:
+            if self.remote is not None:
+                # A copy here is of no use to other machines.
                 if not self._holds(self.remote, cell, manifest, file):
                     return (
                         f"{cell}: {self.where(cell)}/{file} is gone or has another size, though "
                         f"its manifest names it. {mend}"
                     )
-                continue
+                if size != recorded["bytes"]:
+                    continue
             if size is None:
                 return f"{cell}: {path} is gone, though its manifest names it. {mend}"
             if size != recorded["bytes"]:
@@ -460,7 +462,8 @@ class Store:
         try:
             yield folder
         finally:
-            self._drop(cell, folder.name)
+            place = f"{cell}/{folder.name}"
+            self._drop(cell, folder.name, self.remote is None or place in self.remote.sent)
             record.unlink(missing_ok=True)
 
     @property
@@ -468,13 +471,19 @@ class Store:
         """Who is making which draft, so that those of dead processes can be swept."""
         return self.lake / ".work" / ".drafts"
 
-    def _drop(self, cell: Cell, name: str) -> bool:
-        """Removes a version unless it is the current one; whether there was anything."""
+    def _drop(self, cell: Cell, name: str, sent: bool = True) -> bool:
+        """Removes a version unless it is the current one; whether there was anything.
+
+        Args:
+            cell: The artefact.
+            name: The version.
+            sent: Whether an object store may hold anything of it.
+        """
         folder = self.folder(cell) / name
         try:
             if self.current(cell) == name or not folder.exists():
                 return False
-            if self.remote is not None:
+            if self.remote is not None and sent:
                 # Its manifest may have come there, and the answer not here.
                 self.refresh(force=True)
                 if self.current(cell) == name:

@@ -22,6 +22,7 @@ from dagster import PipesMessageHandler
 
 from kinject_assets.core.errors import DiskFull, KinjectError
 from kinject_assets.core.lake.travel import packed, receive_draft
+from kinject_assets.core.process import this_process
 from kinject_assets.core.training.ranks import RankOutOfMemory
 from kinject_assets.defs.io import Step
 from kinject_assets.defs.partitions import PROFILE
@@ -35,7 +36,7 @@ LOOPBACK = "127.0.0.1"
 MODULE = "kinject_assets.workers.cluster"
 
 CELL_KEY = "kinject_cell"
-"""Metadata of a job: the profile and what it makes."""
+"""Metadata of a job: the lake and what it makes in it."""
 
 STOP_SECONDS = 30.0
 """How long a job that was asked to stop is waited for; Ray kills it after three seconds."""
@@ -104,9 +105,11 @@ def _submit(step: Step, job: worker_side.Job, request: dict[str, Any]) -> dict[s
 
     address = cluster_address()
     jobs = _client(address)
-    key = f"{PROFILE.name}/{step.cell}"
+    # Others may use the cluster, and call their profile the same.
+    lake = PROFILE.lake or f"{this_process().host}:{step.study.store.lake.absolute()}"
+    key = f"{lake}/{step.cell}"
     for stopped in _stop(jobs, key):
-        step.context.log.info("%s: stopped Ray job %s, which nobody waited for", key, stopped)
+        step.context.log.info("%s: stopped Ray job %s, which nobody waited for", step.cell, stopped)
     client = PipesRayJobClient(address=address, message_reader=_reader(step))
     submission = f"kinject-{uuid.uuid4().hex[:12]}"
     python = sys.executable if _started.cache_info().currsize else PROFILE.cluster.python

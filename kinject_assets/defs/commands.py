@@ -39,7 +39,13 @@ from kinject_assets.core.progress import Report
 from kinject_assets.core.store import Cell, Store
 from kinject_assets.defs.compute import LIBRARIES, compute_mode, load_libraries
 from kinject_assets.defs.drive import Outcome, drive
-from kinject_assets.defs.instance import logged, open_history, open_instance, recover
+from kinject_assets.defs.instance import (
+    logged,
+    open_history,
+    open_instance,
+    recover,
+    served_elsewhere,
+)
 from kinject_assets.defs.partitions import add_corpus_keys
 from kinject_assets.display import TerminalDisplay
 
@@ -173,7 +179,8 @@ class _Session:
 
     def recover(self) -> None:
         """Puts right what a crash left behind, and says what that was."""
-        _recover(self.instance, self.store, self.root, self.console)
+        served = _served(self.instance, self.root)
+        _recover(self.instance, self.store, self.console, served)
 
     def make(self, plan: Plan, cells: list[Cell], again: Sequence[Cell] = ()) -> None:
         """Makes cells where they are not complete, and those of `again` anyway."""
@@ -262,9 +269,14 @@ def _say_changes(session: _Session, corpora: Sequence[str]) -> None:
     )
 
 
-def _recover(instance: dg.DagsterInstance, store: Store, root: Path, console: Console) -> None:
+def _served(instance: dg.DagsterInstance, root: Path) -> bool:
+    """Whether a code server of the profile runs, here or on another machine."""
+    return _ui_owner(root) is not None or served_elsewhere(instance)
+
+
+def _recover(instance: dg.DagsterInstance, store: Store, console: Console, ui_alive: bool) -> None:
     """Puts right what a crash left behind, and says what that was."""
-    found = recover(instance, store, ui_alive=_ui_owner(root) is not None)
+    found = recover(instance, store, ui_alive)
     if found.runs:
         _say(console, f"{len(found.runs)} runs had died with their process: marked as failed")
     if found.slots:
@@ -449,7 +461,7 @@ def serve_ui(profile: Profile, port: int) -> int:
                 running(profile.lab, port=at, clock=lambda: lab_now(profile))
             )
         instance = open_instance(profile)
-        _recover(instance, open_store(profile), root, console)
+        _recover(instance, open_store(profile), console, _served(instance, root))
         instance.dispose()
         workspace = root / "dagster" / "workspace.yaml"
         write_atomically(
@@ -529,10 +541,9 @@ def _become_code_server(profile: Profile, port: int) -> None:
         )
     if not _free(port):
         raise KinjectError(f"port {port} is taken; end what listens there, or give --port")
-    # The one before it is gone, whatever machine it was on, and its runs with it.
-    _ui_file(root).unlink(missing_ok=True)
     instance = open_instance(profile)
-    _recover(instance, open_store(profile), root, console)
+    # The one before it is gone, whatever machine it was on, and its runs with it.
+    _recover(instance, open_store(profile), console, ui_alive=False)
     instance.dispose()
     write_atomically(_ui_file(root), json.dumps(asdict(this_process())))
 

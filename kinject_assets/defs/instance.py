@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from kinject_assets.core.history import (
     POSTGRES_URL,
     SETTINGS,
     dagster_folder,
+    keeps_in_postgres,
     name_driver,
     opening,
     wants_postgres,
@@ -31,6 +33,9 @@ POSTGRES = f"""storage:
   postgres:
     postgres_url: {{env: {POSTGRES_URL}}}
 """
+
+HEARTBEAT_SECONDS = 120
+"""Age of a daemon's last heartbeat at which it is gone; they come every 30 seconds."""
 
 UNFINISHED = [
     DagsterRunStatus.NOT_STARTED,
@@ -131,7 +136,7 @@ def recover(instance: DagsterInstance, store: Store, ui_alive: bool) -> Recovere
     Args:
         instance: The profile's instance.
         store: The profile's lake.
-        ui_alive: Whether a webserver of this profile runs; its own runs are then left alone.
+        ui_alive: Whether a code server of this profile runs; its own runs are then left alone.
     """
     buried: list[str] = []
     for run in instance.get_runs(filters=RunsFilter(statuses=UNFINISHED)):
@@ -147,6 +152,19 @@ def recover(instance: DagsterInstance, store: Store, ui_alive: bool) -> Recovere
         drafts=tuple(store.sweep_dead()),
         events=tuple(report_published(instance, store)),
     )
+
+
+def served_elsewhere(instance: DagsterInstance) -> bool:
+    """Whether a daemon is at work on a history that other machines may share.
+
+    Its runs are then its own matter: of one that has not begun its first step, nobody else can tell
+    whether it lives.
+    """
+    folder = Path(instance.root_directory)
+    if written_by_us(folder) and not keeps_in_postgres(folder):
+        return False
+    beats = instance.get_daemon_heartbeats().values()
+    return any(time.time() - beat.timestamp < HEARTBEAT_SECONDS for beat in beats)
 
 
 def free_slots(instance: DagsterInstance) -> int:

@@ -8,7 +8,7 @@ module is imported where `dagster.yaml` names it alone.
 
 from dagster import DagsterRun
 from dagster._core.launcher.base import CheckRunHealthResult
-from dagster_k8s import K8sRunLauncher
+from dagster_k8s import K8sRunLauncher  # pyright: ignore[reportMissingImports] (an extra)
 
 from kinject_assets.defs.liveness import Watched
 

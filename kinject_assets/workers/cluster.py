@@ -306,6 +306,11 @@ class Driver:
             nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
             lacking = _lacking(self._job.bundle, nodes)
             if not lacking:
+                if "GPU" not in self._job.bundle and any(node.get("GPU") for node in nodes):
+                    self._report(
+                        f"the cluster has GPUs, and cluster.{self._job.worker}.gpus in the "
+                        "profile asks for none: this step gets none"
+                    )
                 return
             now = time.monotonic()
             if now - began > self._job.wait_minutes * 60:

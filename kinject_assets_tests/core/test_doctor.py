@@ -1,53 +1,48 @@
-"""What the doctor says of the service that writes."""
-
-from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
-from kinject_assets.config import Profile
+from kinject_assets.config import Profile, load_profile
 from kinject_assets.core.doctor import examine
 
 
-def profile(kind: str, recipes: Sequence[str], methods: Sequence[str] = ("base", "ft")) -> Profile:
-    exams: dict[str, dict[str, Any]] = {
-        "generated": {"kind": "generated"},
-        "mmlu": {"kind": "mmlu", "subject": "anatomy"},
-    }
-    return Profile.model_validate(
-        {
-            "name": "mine",
-            "corpora": {
-                "texts": {"source": {"kind": "files", "folder": "texts"}, "exam": exams[kind]}
-            },
-            "models": {"tiny": {"source": "somewhere/tiny"}},
-            "recipes": dict.fromkeys(recipes),
-            "grid": [
-                {
-                    "corpora": ["texts"],
-                    "models": ["tiny"],
-                    "methods": list(methods),
-                    "recipes": list(recipes),
-                }
-            ],
-        }
-    )
+def profile(**changes: Any) -> Profile:
+    return load_profile("lab").model_copy(update=changes)
+
+
+def said(found: Profile, word: str) -> list[str]:
+    return [str(finding) for finding in examine(found) if word in finding.text]
+
+
+@pytest.fixture(autouse=True)
+def plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RAY_ADDRESS", "KINJECT_COMPUTE", "KINJECT_POSTGRES_URL"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_a_study_of_this_machine_needs_no_cluster() -> None:
+    assert said(profile(compute="local"), "Ray cluster") == []
 
 
 @pytest.mark.parametrize(
-    ("study", "what"),
+    ("address", "begins", "says"),
     [
-        (profile("generated", ["full.p00"]), "questions and paraphrases"),
-        (profile("mmlu", ["full.p00"]), "paraphrases"),
-        (profile("mmlu", [], ["base", "rag"]), ""),
+        ("", "ok", "a cluster of this machine is started for each command"),
+        ("http://head:8265", "ok", "http://head:8265"),
+        ("head:6379", "MEND", "give the dashboard's"),
     ],
-    ids=["questions", "validation", "nothing is written"],
 )
-def test_a_key_is_asked_for_where_something_is_written(
-    study: Profile, what: str, monkeypatch: pytest.MonkeyPatch
+def test_the_clusters_address_is_one_that_takes_jobs(
+    address: str, begins: str, says: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL"):
-        monkeypatch.delenv(name, raising=False)
-    said = [finding.text for finding in examine(study) if "key" in finding.text]
-    expected = f"{what}: OpenAI, key not set: export OPENAI_API_KEY=..."
-    assert said == ([expected] if what else [])
+    if address:
+        monkeypatch.setenv("RAY_ADDRESS", address)
+    (line,) = said(profile(compute="ray"), "Ray cluster")
+    assert line.startswith(begins)
+    assert says in line
+
+
+def test_a_lake_elsewhere_is_named() -> None:
+    assert said(profile(lake="s3://bucket/study"), "lake:") == [
+        "ok   lake: s3://bucket/study, up to 100 GB of it kept here"
+    ]

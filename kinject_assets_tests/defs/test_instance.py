@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -12,11 +13,19 @@ import dagster as dg
 import pytest
 from dagster import DagsterInstance, DagsterRunStatus
 from dagster._core.test_utils import create_run_for_test
+from dagster._daemon.types import DaemonHeartbeat
 
 from kinject_assets.config import Pools, load_profile
+from kinject_assets.core.history import HEADER
 from kinject_assets.core.store import MANIFEST, Cell, Store
 from kinject_assets.definitions import ASSETS
-from kinject_assets.defs.instance import dagster_home, logged, open_instance, recover
+from kinject_assets.defs.instance import (
+    dagster_home,
+    logged,
+    open_instance,
+    recover,
+    served_elsewhere,
+)
 from kinject_assets.defs.liveness import (
     HOST_TAG,
     PARENT_RUN,
@@ -170,6 +179,19 @@ def test_runs_of_living_processes_keep_their_slots(
     assert recover(instance, Store(tmp_path), ui_alive=False).runs == ()
     monkeypatch.delenv(PARENT_RUN)
     assert recover(instance, Store(tmp_path), ui_alive=False).runs == (of_the_ui,)
+
+
+def test_a_daemon_of_another_machine_is_known_by_its_heartbeat(instance: DagsterInstance) -> None:
+    def beat(age: float) -> None:
+        instance.add_daemon_heartbeat(DaemonHeartbeat(time.time() - age, "SENSOR", "daemon", None))
+
+    settings = Path(instance.root_directory) / "dagster.yaml"
+    beat(1)
+    assert not served_elsewhere(instance), "SQLite is of one machine"
+    settings.write_text(settings.read_text().removeprefix(HEADER))
+    assert served_elsewhere(instance)
+    beat(1_000)
+    assert not served_elsewhere(instance)
 
 
 def test_a_slot_of_a_run_that_nobody_knows_is_freed(

@@ -17,7 +17,7 @@ from kinject_assets_tests.e2e.conftest import command, environment, small_lab
 from kinject_assets_tests.e2e.crashes import TABLES
 from kinject_assets_tests.object_store import Proxy, Server, s3_server
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 URL = "s3://lake/small"
 
@@ -53,7 +53,7 @@ class Study:
             env=self.environment(home),
             capture_output=True,
             text=True,
-            timeout=500,
+            timeout=900,
         )
 
     def environment(self, home: str) -> dict[str, str]:
@@ -70,7 +70,7 @@ class Study:
                 stdout=out,
                 stderr=out,
             )
-        until = time.monotonic() + 300
+        until = time.monotonic() + 600
         while run.poll() is None and f"[{KILLED_AT}/" not in log.read_text():
             assert time.monotonic() < until, log.read_text()
             time.sleep(0.1)
@@ -78,7 +78,7 @@ class Study:
         self.server.kill()
         time.sleep(DOWN_SECONDS)
         self.server.start()
-        code = run.wait(timeout=400)
+        code = run.wait(timeout=900)
         self.said, self.listed = log.read_text(), self.proxy.lists
         assert code == 0, self.said
 
@@ -141,6 +141,23 @@ def test_another_machine_has_nothing_to_make(elsewhere: Study) -> None:
     assert not any(name.endswith(".safetensors") for name in second)
     tables = [elsewhere.call(home, "tables").stdout for home in ("first", "second")]
     assert tables[0] == tables[1] != ""
+
+
+def test_what_is_gone_there_is_made_by_another_machine(
+    elsewhere: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in elsewhere.server.environment().items():
+        monkeypatch.setenv(name, value)
+    objects = Objects(URL)
+    objects.remove(objects.listing("answers_ft/events/lab-llama.full.p00"))
+    done = elsewhere.call("second", "run", "--select", "answers_ft", "--compute", "local")
+    assert done.returncode == 0, done.stderr
+    assert "1 made, 2 were complete" in done.stderr
+    # It brought the one model that it needed.
+    lake = elsewhere.folder / "second" / "small" / "lake"
+    brought = lake.glob("checkpoint/events/*/v*/model/*.safetensors")
+    assert {path.parts[-4] for path in brought} == {"lab-llama.full.p00"}
+    assert "0 made, 40 were complete" in elsewhere.call("first", "run").stderr
 
 
 def test_a_large_file_goes_up_in_parts(

@@ -21,7 +21,7 @@ from kinject_assets_tests.e2e.conftest import command, small_lab
 from kinject_assets_tests.e2e.test_postgres import Site, training, wait
 from kinject_assets_tests.postgres import needs_postgres, running_postgres
 
-pytestmark = [pytest.mark.slow, needs_postgres]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500), needs_postgres]
 
 
 class Parts:
@@ -90,7 +90,7 @@ def parts(study: tuple[Path, Path, str], tmp_path: Path) -> Iterator[Parts]:
     with running_postgres() as server:
         database = server.create().rsplit("/", 1)[1]
         url = f"http://127.0.0.1:{free_port()}"
-        profile = small_lab(tmp_path)
+        profile = small_lab(tmp_path, refresh={"automatic": False})
         parts = Parts(Site(url, profile, home, tmp_path / "log", server, database))
         try:
             yield parts

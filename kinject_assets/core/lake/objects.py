@@ -91,6 +91,9 @@ class Objects:
         self.patience = patience
         self._files = _file_system(self.url)
         self._root = str(self._files._strip_protocol(self.url)).rstrip("/")
+        self._s3 = hasattr(self._files, "call_s3")
+        # Without this, s3fs asks for the size of each object before it reads it.
+        self._plainly = {"max_concurrency": 1} if self._s3 else {}
         self.counts = {"list": 0, "read": 0, "write": 0}
 
     def __str__(self) -> str:
@@ -137,7 +140,11 @@ class Objects:
             FileNotFoundError: If it is not there.
         """
         self.counts["read"] += 1
-        return self._try(f"read {self.url}/{key}", lambda: self._files.cat_file(self._at(key)))
+
+        def ask() -> bytes:
+            return self._files.cat_file(self._at(key), **self._plainly)
+
+        return self._try(f"read {self.url}/{key}", ask)
 
     def read_small(self, keys: Sequence[str]) -> dict[str, bytes]:
         """The bytes of small objects, many at once; those that are gone are left out."""
@@ -148,7 +155,8 @@ class Objects:
             self.counts["read"] += len(part)
 
             def ask(part: Sequence[str] = part) -> dict[str, Any]:
-                answers = self._files.cat([self._at(key) for key in part], on_error="return")
+                asked = [self._at(key) for key in part]
+                answers = self._files.cat(asked, on_error="return", **self._plainly)
                 if isinstance(answers, bytes):  # fsspec unwraps the only one
                     return {self._at(part[0]): answers}
                 for answer in answers.values():
@@ -213,7 +221,7 @@ class Objects:
 
     def swap(self, key: str, data: bytes, tag: str) -> Object | None:
         """Replaces an object if it is still the one with a tag; `None` when it is not."""
-        if not hasattr(self._files, "call_s3"):
+        if not self._s3:
             now = self.look(key)
             return self._put(key, data) if now and now.tag == tag else None
         try:
@@ -288,7 +296,7 @@ class Objects:
 
         def ask() -> None:
             # One request removes up to a thousand; elsewhere a gone one must not stop the others.
-            if hasattr(self._files, "call_s3"):
+            if self._s3:
                 self._files.rm(paths)
                 return
             for path in paths:

@@ -1,6 +1,7 @@
 """The one way to open a profile's lake, wherever it is."""
 
 import os
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -102,5 +103,6 @@ def _shared(root: Path, url: str, where: Path | str) -> Path:
         )
     if not link.is_symlink():
         root.mkdir(parents=True, exist_ok=True)
-        link.symlink_to(folder, target_is_directory=True)
+        with suppress(FileExistsError):  # another process has just made it
+            link.symlink_to(folder, target_is_directory=True)
     return folder

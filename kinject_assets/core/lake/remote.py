@@ -96,6 +96,10 @@ class Remote:
         cache_bytes: What copies of artefacts' files may take here.
         outputs: Bring what lies beside the lake for people, too.
 
+    Attributes:
+        listing: What the store held when it was listed last, and what this process did since.
+        sent: Versions that this process, or its workers, have brought to the store.
+
     Raises:
         LakeError: If the folder mirrors another lake, or holds one that is none's mirror.
     """
@@ -108,6 +112,7 @@ class Remote:
         self._outputs = outputs
         self._used: float | None = None
         self.listing: dict[str, Object] = {}
+        self.sent: set[str] = set()
         self._listed_at = -float("inf")
         self._lock = threading.RLock()
         self._file_lock = FileLock(root / "mirror.lock", thread_local=False)
@@ -429,6 +434,7 @@ class Remote:
 
     def begin(self) -> None:
         """Notes that this process begins something new: what it used before may be evicted."""
+        self._sessions()  # forgets dead ones
         me = this_process()
         path = self.root / ".readers" / f"{me.pid}-{me.born}.json"
         write_atomically(path, json.dumps({"owner": asdict(me), "at": time.time()}))
@@ -467,6 +473,9 @@ class Remote:
         Raises:
             TornUpload: If the store does not hold what was uploaded.
         """
+        self._used = None
+        current = next(iter(files)).split("/", 1)[0]
+        self.sent.add(f"{folder}/{current}")
         here = [name for name in files if name not in sent]
         for name in here:
             self.objects.upload(self.lake / folder / name, f"{folder}/{name}")
@@ -489,7 +498,6 @@ class Remote:
             _write_bytes(self.lake / key, manifest)
             index[key] = _Known(made.tag, _mark(self.lake / key))
             self._write_index(index)
-        current = next(iter(files)).split("/", 1)[0]
         old = [
             key
             for key in there
@@ -499,11 +507,10 @@ class Remote:
         if sent or any(key.startswith(work) for key in self.listing):
             old += self.objects.listing(work.rstrip("/"))
         self.objects.remove(old)
-        kept = {k: v for k, v in self.listing.items() if not _below(k, folder)}
-        kept |= {k: v for k, v in there.items() if k not in old}
-        self.listing = {k: v for k, v in kept.items() if k not in old} | {
-            f"{folder}/{MANIFEST}": made
-        }
+        others = {k: v for k, v in self.listing.items() if not _below(k, folder)}
+        gone = set(old)
+        now = {**others, **there, key: made}
+        self.listing = {k: v for k, v in now.items() if k not in gone}
 
     def discard(self, folder: str) -> bool:
         """Removes all objects below a folder; whether there were any."""

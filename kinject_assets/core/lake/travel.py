@@ -211,6 +211,7 @@ def receive_draft(store: Store, draft: Path, listing: Listing, largest: int = LA
     if store.remote is None:
         return
     place = _key(store, draft)
+    store.remote.sent.add(place)
     for name, sent in listing.items():
         _require_inside(PurePosixPath(name))
         path = draft / name

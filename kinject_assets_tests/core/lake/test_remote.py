@@ -212,6 +212,8 @@ def test_bytes_that_changed_are_named_or_mended(machine: Machine) -> None:
     made = second.manifest(CELL)
     assert made is not None
     assert "is gone or has another size" in second.problem(CELL, made)
+    first.refresh(force=True)
+    assert "is gone" in first.problem(CELL, made), "a copy here does not hide it"
     assert ("articles/rivers", "missing") in {(f.artefact, f.kind) for f in audit(second).findings}
 
 
