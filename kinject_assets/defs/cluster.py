@@ -5,6 +5,7 @@ and that ends with it. What runs there is `kinject_assets.workers.cluster`.
 """
 
 import contextlib
+import json
 import logging
 import os
 import secrets
@@ -37,6 +38,9 @@ MODULE = "kinject_assets.workers.cluster"
 
 CELL_KEY = "kinject_cell"
 """Metadata of a job: the lake and what it makes in it."""
+
+FLUSH_SECONDS = 30.0
+"""How long the rest of a log is waited for when its job has ended."""
 
 STOP_SECONDS = 30.0
 """How long a job that was asked to stop is waited for; Ray kills it after three seconds."""
@@ -166,22 +170,44 @@ def _stop(jobs: "JobSubmissionClient", key: str) -> list[str]:
 def _reader(step: Step) -> Any:
     """Reads a job's log: its Pipes messages, and progress for those who watch."""
     from dagster_ray import PipesRayJobMessageReader
+    from dagster_ray.core.pipes import tail_logs
 
     class Reader(PipesRayJobMessageReader):
+        # As dagster-ray's own, which prints what is no message to stdout: there results go.
         def handle_job_logs(self, handler: PipesMessageHandler) -> None:
-            take = handler.handle_message
-
-            def handle(message: Any) -> None:
-                said = (message.get("params") or {}).get("payload")
-                if isinstance(said, dict) and "progress" in said:
-                    _progress(step, *said["progress"])
-                else:
-                    take(message)
-
-            handler.handle_message = handle
-            super().handle_job_logs(handler)
+            try:
+                while self._job_id is None and not self.session_closed.wait(0.1):
+                    pass
+                if self._job_id is None:
+                    return
+                until = float("inf")
+                for chunk in tail_logs(self.client.tail_job_logs(job_id=self.job_id)):
+                    for line in (chunk or "").splitlines():
+                        _take(step, handler, line)
+                    if self.session_closed.is_set():
+                        until = min(until, time.monotonic() + FLUSH_SECONDS)
+                    if time.monotonic() > until:
+                        break
+            finally:
+                self.completed.set()
 
     return Reader()
+
+
+def _take(step: Step, handler: PipesMessageHandler, line: str) -> None:
+    """A line of a job's log: a message, or what some library printed."""
+    try:
+        message = json.loads(line)
+        method, params = message["method"], message["params"]
+    except (ValueError, KeyError, TypeError):
+        if line.strip():
+            step.context.log.debug("%s: %s", step.cell, line)
+        return
+    said = params.get("payload") if method == "report_custom_message" else None
+    if isinstance(said, dict) and "progress" in said:
+        _progress(step, *said["progress"])
+    else:
+        handler.handle_message(message)
 
 
 def _progress(step: Step, message: str, done: int | None, total: int | None) -> None:
@@ -220,6 +246,8 @@ def cluster_address() -> str:
 def _client(address: str) -> "JobSubmissionClient":
     from ray.job_submission import JobSubmissionClient
 
+    # It tells of each connection that it closes.
+    logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.WARNING)
     try:
         return JobSubmissionClient(address)
     except (ConnectionError, RuntimeError) as error:

@@ -23,6 +23,7 @@ from dagster._core.errors import DagsterPipesExecutionError
 from kinject_assets.config import Training
 from kinject_assets.core.errors import DiskFull, KinjectError
 from kinject_assets.core.lake.travel import bring
+from kinject_assets.core.history import POSTGRES_URL
 from kinject_assets.core.plan import METHODS
 from kinject_assets.core.progress import KEPT_SECONDS, PROGRESS, Progress, Report
 from kinject_assets.core.training.ranks import RankOutOfMemory
@@ -138,7 +139,8 @@ def run_worker(
                     "request": {**request, "result_path": str(result_path)},
                     "cell": str(step.cell),
                 },
-                env=dict(os.environ),
+                # A worker has no business with Dagster's history, whose address holds a password.
+                env={k: v for k, v in os.environ.items() if k != POSTGRES_URL},
             )
     except DagsterPipesExecutionError as error:
         if f"code {DISK_FULL}" in str(error):

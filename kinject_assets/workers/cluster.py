@@ -137,10 +137,7 @@ def main() -> None:
         def report(message: str, done: int | None = None, total: int | None = None) -> None:
             pipes.report_custom_message({"progress": [message, done, total]})
 
-        try:
-            outcome = Driver(job, request, report).run()
-        except KinjectError as error:
-            outcome = {"error": {"type": type(error).__name__, "message": str(error)}}
+        outcome = Driver(job, request, report).run()
         pipes.report_custom_message({"outcome": outcome})
 
 
@@ -170,8 +167,11 @@ class Driver:
             one was lost), `processes` that came to an end, and `files` of a lake that nodes do not
             share.
         """
-        self._wait_for_node()
-        outcome = self._together() if self._job.processes > 1 else self._apart()
+        try:
+            self._wait_for_node()
+            outcome = self._together() if self._job.processes > 1 else self._apart()
+        except KinjectError as error:
+            outcome = {"error": {"type": type(error).__name__, "message": str(error)}}
         return {
             **outcome,
             "places": [*self._places],
@@ -495,6 +495,9 @@ def _join(ranks: Mapping[str, str], work: Path) -> None:
             STORE: str(work / ranks[STORE]),
             # Ray shows a process its own GPUs alone.
             "LOCAL_RANK": "0",
+            "LOCAL_WORLD_SIZE": "1",
+            # accelerate asks for it, although they have met by then.
+            "MASTER_ADDR": address,
             "GLOO_SOCKET_IFNAME": mine,
             "NCCL_SOCKET_IFNAME": mine,
         }

@@ -160,6 +160,35 @@ def test_what_is_gone_there_is_made_by_another_machine(
     assert "0 made, 40 were complete" in elsewhere.call("first", "run").stderr
 
 
+def test_a_run_that_is_killed_while_it_uploads_goes_on(
+    elsewhere: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in elsewhere.server.environment().items():
+        monkeypatch.setenv(name, value)
+    objects, folder = Objects(URL), "checkpoint/events/lab-llama.full.p01"
+    objects.remove(objects.listing(folder))
+    words = ("run", "--select", "checkpoint", "--compute", "inline")
+    killed = subprocess.Popen(
+        command(words[0], "--profile", str(elsewhere.profile), *words[1:]),
+        env=elsewhere.environment("first"),
+        stderr=subprocess.DEVNULL,
+    )
+    until = time.monotonic() + 300
+    while not any("/v" in key for key in objects.listing(folder)):
+        assert killed.poll() is None
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    killed.kill()
+    killed.wait()
+    assert f"{folder}/manifest.json" not in objects.listing(folder)
+    again = elsewhere.call("first", *words)
+    assert again.returncode == 0, again.stderr
+    assert f"unfinished parts were removed: {folder}" in again.stderr
+    assert "1 made, 2 were complete" in again.stderr
+    audit = elsewhere.call("first", "audit", "--all")
+    assert audit.returncode == 0, audit.stdout
+
+
 def test_a_large_file_goes_up_in_parts(
     elsewhere: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -310,15 +310,15 @@ def test_ctrl_c_stops_the_job_and_a_killed_run_leaves_none_for_the_next(
 def test_processes_on_two_nodes_train_one_checkpoint(
     ray_run: Run, cluster: Cluster, tmp_path: Path
 ) -> None:
-    cluster.start("fourth", 1, {})
+    if len(cluster.alive()) < 2:
+        cluster.start("fourth", 1, {})
     run = again(ray_run, tmp_path, f"checkpoint/{CELL}")
     profile = study_of(tmp_path, cluster={"train": {"cpus": 1}})
     settings = profile.read_text().replace("learning_rates:", "processes: 2\n  learning_rates:", 1)
     profile.write_text(settings)
     run("run", "--select", "checkpoint")
     placed = run.nodes("checkpoint", f"events|{MODEL}.full.p01")
-    assert "left" in placed
-    assert "fourth" in placed
+    assert len(set(placed.split(", "))) == 2, placed
     losses = [
         json.loads((next((home / "checkpoint" / CELL).glob("v*")) / "loss.json").read_text())
         for home in (run.lake, ray_run.lake)
