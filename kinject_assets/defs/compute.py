@@ -22,8 +22,8 @@ from dagster._core.errors import DagsterPipesExecutionError
 
 from kinject_assets.config import Training
 from kinject_assets.core.errors import DiskFull, KinjectError
-from kinject_assets.core.lake.travel import bring
 from kinject_assets.core.history import POSTGRES_URL
+from kinject_assets.core.lake.travel import bring
 from kinject_assets.core.plan import METHODS
 from kinject_assets.core.progress import KEPT_SECONDS, PROGRESS, Progress, Report
 from kinject_assets.core.training.ranks import RankOutOfMemory
