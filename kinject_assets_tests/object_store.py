@@ -57,11 +57,13 @@ class Server:
         folder: Where it keeps them.
         key: Its access key.
         secret: The secret to it.
+        within: Words before its command, e.g. those that enter a network namespace.
     """
 
     folder: Path
     key: str = "lakekey"
     secret: str = field(default_factory=lambda: secrets.token_hex(16))
+    within: tuple[str, ...] = ()
     ports: dict[str, int] = field(
         default_factory=lambda: {
             name: free_port()
@@ -104,6 +106,7 @@ class Server:
         with (self.folder / "server.log").open("ab") as log:
             self.process = subprocess.Popen(
                 [
+                    *self.within,
                     str(program()),
                     "-logtostderr",
                     "server",

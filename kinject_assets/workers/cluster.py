@@ -41,6 +41,9 @@ LOOK_SECONDS = 0.5
 GONE_SECONDS = 30.0
 """How long Ray may take to notice that a node is gone."""
 
+NODES_SECONDS = 5.0
+"""Between two looks at the nodes."""
+
 TOLD_SECONDS = 60.0
 """Between two words on a step that waits for a node."""
 
@@ -94,6 +97,14 @@ class Job:
             # As Ray itself spells what a node of that kind has one of.
             found[f"accelerator_type:{need['accelerator']}"] = 0.001
         return {name: amount for name, amount in found.items() if amount}
+
+    @property
+    def one_node(self) -> bool:
+        """Whether processes that train together must be on one node.
+
+        Without a folder that nodes share, what they save has to lie on one of them.
+        """
+        return self.lake is not None
 
     @property
     def options(self) -> dict[str, Any]:
@@ -157,6 +168,8 @@ class Driver:
         self._processes: list[dict[str, Any]] = []
         self._begun: Counter[int] = Counter()
         self._lost = 0
+        self._looked = self._told = -float("inf")
+        self._lacked: float | None = None
 
     def run(self) -> dict[str, Any]:
         """Runs the job.
@@ -167,11 +180,18 @@ class Driver:
             one was lost), `processes` that came to an end, and `files` of a lake that nodes do not
             share.
         """
+        self._warn_of_idle_gpus()
         try:
-            self._wait_for_node()
             outcome = self._together() if self._job.processes > 1 else self._apart()
         except KinjectError as error:
             outcome = {"error": {"type": type(error).__name__, "message": str(error)}}
+        except _lost() as error:
+            said = (
+                f"processes were lost more often than cluster.retries ({self._job.retries}) "
+                f"allows, the last one by {type(error).__name__}. Finished parts are kept: mend "
+                "the cluster, and start it again."
+            )
+            outcome = {"error": {"type": type(error).__name__, "message": said}}
         return {
             **outcome,
             "places": [*self._places],
@@ -211,16 +231,15 @@ class Driver:
 
     def _together(self) -> dict[str, Any]:
         """Processes that work as one: when a node is lost all of them start again."""
-        import ray
         from ray.util.placement_group import placement_group, remove_placement_group
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
         job = self._job
-        # Without a folder that nodes share, what the processes save must lie on one of them.
         group = placement_group(
-            [job.bundle] * job.processes, strategy="STRICT_PACK" if job.lake else "PACK"
+            [job.bundle] * job.processes, strategy="STRICT_PACK" if job.one_node else "PACK"
         )
-        ray.get(group.ready())
+        while not group.wait(timeout_seconds=NODES_SECONDS):
+            self._watch()
         task = _task()
         try:
             while True:
@@ -261,6 +280,7 @@ class Driver:
         try:
             while waiting:
                 ready, waiting = ray.wait(waiting, timeout=LOOK_SECONDS)
+                self._watch()
                 self._pass_on(len(tasks), together)
                 for task in ready:
                     try:
@@ -293,32 +313,38 @@ class Driver:
             part = f"part {number + 1} of {tasks}: " if tasks > 1 and not together else ""
             self._report(part + message, done, total)
 
-    def _wait_for_node(self) -> None:
-        """Returns when there is a node that has what a process needs, busy or not.
+    def _watch(self) -> None:
+        """Says that no node has what is asked for; a cluster that grows may bring one.
 
         Raises:
             KinjectError: If there is none for too long.
         """
         import ray
 
-        began = told = time.monotonic()
-        while True:
-            nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-            lacking = _lacking(self._job.bundle, nodes)
-            if not lacking:
-                if "GPU" not in self._job.bundle and any(node.get("GPU") for node in nodes):
-                    self._report(
-                        f"the cluster has GPUs, and cluster.{self._job.worker}.gpus in the "
-                        "profile asks for none: this step gets none"
-                    )
-                return
-            now = time.monotonic()
-            if now - began > self._job.wait_minutes * 60:
-                raise KinjectError(lacking)
-            if now == told or now - told > TOLD_SECONDS or told == began:
-                told = now
-                self._report(f"waits for a node: {lacking}")
-            time.sleep(LOOK_SECONDS)
+        now = time.monotonic()
+        if now - self._looked < NODES_SECONDS:
+            return
+        self._looked = now
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        lacking = _lacking(self._job, nodes)
+        if not lacking:
+            self._lacked = None
+            return
+        self._lacked = now if self._lacked is None else self._lacked
+        if now - self._lacked >= self._job.wait_minutes * 60:
+            raise KinjectError(lacking)
+        if now - self._told >= TOLD_SECONDS:
+            self._told = now
+            self._report(f"waits for a node: {lacking}")
+
+    def _warn_of_idle_gpus(self) -> None:
+        import ray
+
+        if "GPU" not in self._job.bundle and ray.cluster_resources().get("GPU"):
+            self._report(
+                f"the cluster has GPUs, and cluster.{self._job.worker}.gpus in the profile asks "
+                "for none: this step gets none"
+            )
 
 
 BEGINS = "runs on "
@@ -348,18 +374,32 @@ def _lost() -> tuple[type[Exception], ...]:
     )
 
 
-def _lacking(bundle: Mapping[str, float], nodes: Sequence[Mapping[str, float]]) -> str:
-    """Why no node has what a process needs; empty if one has."""
-    if any(all(node.get(name, 0) >= amount for name, amount in bundle.items()) for node in nodes):
+def _lacking(job: Job, nodes: Sequence[Mapping[str, float]]) -> str:
+    """What no nodes have of what a job's processes need at once; empty if they have it."""
+    bundle = job.bundle
+    room = [
+        min((int(node.get(name, 0) / amount) for name, amount in bundle.items()), default=1)
+        for node in nodes
+    ]
+    if (max(room, default=0) if job.one_node else sum(room)) >= job.processes:
         return ""
-    asked = ", ".join(f"{name} {amount:g}" for name, amount in bundle.items())
+    times = f"{job.processes} times on one node " if job.one_node else f"{job.processes} times "
+    asked = ", ".join(_said(name, amount) for name, amount in bundle.items())
     there = "; ".join(
-        ", ".join(f"{name} {node.get(name, 0):g}" for name in bundle) for node in nodes
+        ", ".join(_said(name, node.get(name, 0)) for name in bundle) for node in nodes
     )
     return (
-        f"no node of the cluster has {asked}. Its {len(nodes)} nodes have: {there}. Ask for less "
-        "under `cluster` in the profile, or add a node that has it."
+        f"the cluster does not have {times if job.processes > 1 else ''}{asked}. Its {len(nodes)} "
+        f"nodes have: {there}. Ask for less under `cluster` in the profile, or add a node that has "
+        "it."
     )
+
+
+def _said(name: str, amount: float) -> str:
+    kind = name.removeprefix("accelerator_type:")
+    if kind != name:
+        return f"accelerator {kind}" if amount else f"no {kind}"
+    return f"{name} {amount:g}"
 
 
 def _part(worker: str, request: Mapping[str, Any], number: int, parts: int) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +23,7 @@ from kinject_assets.core.schema import Answer
 from kinject_assets.core.store import Cell, Store
 from kinject_assets_tests.e2e.conftest import command, environment, small_lab
 from kinject_assets_tests.e2e.crashes import TABLES
+from kinject_assets_tests.object_store import Server
 from kinject_assets_tests.raying import Cluster, Namespace
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
@@ -337,5 +339,54 @@ def test_a_step_that_no_node_can_do_says_what_it_asked_for(ray_run: Run, tmp_pat
     process = run.start("run", "--select", "answers_base")
     _, said = process.communicate(timeout=300)
     assert process.returncode == 1
-    assert "no node of the cluster has CPU 1, GPU 1, accelerator_type:H100" in said
+    assert "the cluster does not have CPU 1, GPU 1, accelerator H100" in said
     assert "under `cluster` in the profile" in said
+
+
+BUCKET = """
+import time, s3fs
+until = time.monotonic() + 90
+while True:
+    try:
+        files = s3fs.S3FileSystem(skip_instance_cache=True, use_listings_cache=False)
+        files.mkdir("lake")
+        files.pipe_file("lake/ready", b"1")
+        break
+    except Exception:
+        if time.monotonic() > until:
+            raise
+        time.sleep(0.5)
+"""
+
+
+def test_nodes_share_nothing_but_a_lake_in_an_object_store(local_run: Path, tmp_path: Path) -> None:
+    """Orchestrator and nodes each have a folder of their own, and meet in the store alone."""
+    pytest.importorskip("s3fs", reason="pip install 'kinject[s3]'")
+    folder = Path(tempfile.mkdtemp(prefix="kr-", dir="/tmp"))
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("KINJECT_", "RAY_", "AWS_"))}
+    cluster = Cluster(folder / "ray", kept)
+    server = Server(folder / "s3", within=tuple(cluster.namespace.words()))
+    try:
+        server.start()
+        keys = server.environment()
+        words = cluster.namespace.words(sys.executable, "-c", BUCKET)
+        subprocess.run(words, env={**kept, **keys}, check=True, timeout=120)
+        for name in ("left", "right"):
+            cluster.start(name, 1, {}, **keys, KINJECT_HOME=str(tmp_path / name))
+        cluster.client |= keys
+        spread = {"embed": {"parts": 2}, "score": {"parts": 2}}
+        run = Run(
+            cluster,
+            study_of(tmp_path, cluster=spread, lake="s3://lake/study"),
+            tmp_path / "home",
+        )
+        run("run")
+        same(local_run, run.database)
+        run("audit", "--all")
+        trained = run.nodes("checkpoint", f"events|{MODEL}.full.p01")
+        node = "left" if "left" in trained else "right"
+        assert list((tmp_path / node / "small" / "lake" / "checkpoint").rglob("*.safetensors"))
+    finally:
+        cluster.stop()
+        server.kill()
+        shutil.rmtree(folder, ignore_errors=True)

@@ -43,11 +43,26 @@ def test_ray_takes_the_options() -> None:
 
 def test_what_no_node_has_is_named() -> None:
     nodes = [{"CPU": 4.0, "GPU": 1.0}, {"CPU": 64.0}]
-    assert _lacking(job(gpus=1, cpus=4).bundle, nodes) == ""
-    said = _lacking(job(gpus=1, cpus=8).bundle, nodes)
-    assert "CPU 8, GPU 1" in said
-    assert "CPU 4, GPU 1; CPU 64, GPU 0" in said
+    assert _lacking(job(gpus=1, cpus=4), nodes) == ""
+    said = _lacking(job(gpus=1, cpus=8, accelerator="H100"), nodes)
+    assert "does not have CPU 8, GPU 1, accelerator H100." in said
+    assert "CPU 4, GPU 1, no H100; CPU 64, GPU 0, no H100" in said
     assert "under `cluster`" in said
+
+
+def test_processes_that_train_together_must_all_have_room() -> None:
+    nodes = [{"CPU": 4.0, "GPU": 1.0}, {"CPU": 4.0, "GPU": 2.0}]
+
+    def gang(processes: int, **more: Any) -> Job:
+        return Job(
+            worker="train", need=Need(cpus=1, gpus=1).model_dump(), processes=processes, **more
+        )
+
+    assert _lacking(gang(3), nodes) == ""
+    assert "does not have 4 times CPU 1, GPU 1" in _lacking(gang(4), nodes)
+    lake = {"profile": "p", "url": "s3://bucket/p", "cache_gb": 1}
+    assert _lacking(gang(2, lake=lake), nodes) == ""
+    assert "3 times on one node CPU 1" in _lacking(gang(3, lake=lake), nodes)
 
 
 def test_parts_have_folders_of_their_own() -> None:
