@@ -839,9 +839,11 @@ class Cluster(Settings):
 class Pools(Settings):
     """How many steps of a kind run at once, over all runs of a profile."""
 
-    gpu: int = Field(default=1, ge=1, description="heavy steps: embed, train, score")
-    llm: int = Field(default=1, ge=1, description="steps that ask the language model service")
-    wiki: int = Field(default=1, ge=1, description="steps that read a wiki")
+    gpu: int = Field(default=1, ge=1, le=1000, description="heavy steps: embed, train, score")
+    llm: int = Field(
+        default=1, ge=1, le=1000, description="steps that ask the language model service"
+    )
+    wiki: int = Field(default=1, ge=1, le=1000, description="steps that read a wiki")
     duckdb: int = Field(default=1, ge=1, le=1, description="the loader of results; it is alone")
 
 

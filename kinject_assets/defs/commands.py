@@ -284,7 +284,10 @@ def _recover(instance: dg.DagsterInstance, store: Store, console: Console, ui_al
     if found.drafts:
         _say(console, f"unfinished parts were removed: {', '.join(found.drafts)}")
     if found.events:
-        _say(console, f"{len(found.events)} artefacts were published in a crash: reported")
+        _say(
+            console,
+            f"{len(found.events)} artefacts of the lake were new to Dagster's log: reported",
+        )
     # A ledger may be long: it is read only after a crash.
     if not (found.runs or found.drafts):
         return

@@ -227,7 +227,7 @@ def report_published(instance: DagsterInstance, store: Store) -> list[str]:
             dg.AssetMaterialization(
                 asset_key=cell.asset,
                 partition=manifest.partition or None,
-                description="Published before a crash; reported again on the next start.",
+                description="In the lake without its event: of another machine, or before a crash.",
                 tags={
                     "dagster/data_version": manifest.logical_version,
                     "dagster/data_version_is_user_provided": "true",
