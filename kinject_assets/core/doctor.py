@@ -6,9 +6,11 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 from kinject_assets.config import Profile, home, local_or_hub
 from kinject_assets.core.history import HistoryError, described
+from kinject_assets.core.lake.objects import Objects
 from kinject_assets.core.results.rendering import dumped
 
 PACKAGES = (
@@ -24,6 +26,12 @@ PACKAGES = (
 
 NEEDED_GIB = 2
 """Free disk below which a study of any size is in danger; `kinject plan` says what one needs."""
+
+PATIENCE_SECONDS = 3.0
+"""How long an object store that does not answer is asked again."""
+
+SECRETS = ("AWS_SECRET_ACCESS_KEY", "AWS_ACCESS_KEY_ID", "AWS_SESSION_TOKEN")
+"""What a store may repeat in a refusal."""
 
 
 @dataclass(frozen=True)
@@ -89,12 +97,42 @@ def _cluster(profile: Profile) -> Iterator[Finding]:
 
 
 def _lake(profile: Profile) -> Iterator[Finding]:
-    scheme = (profile.lake or "").partition("://")[0]
-    if scheme == "s3":
+    if profile.lake is None:
+        return
+    address = urlsplit(profile.lake)
+    if address.scheme == "file":
+        yield _shared_folder(Path(unquote(address.path)))
+        return
+    if address.scheme == "s3":
         there = importlib.util.find_spec("s3fs") is not None
         yield Finding(there, "package s3fs" + ("" if there else ": pip install 'kinject[s3]'"))
-    if profile.lake:
-        yield Finding(True, f"lake: {profile.lake}, up to {profile.cache_gb:g} GB of it kept here")
+        if not there:
+            return
+    if address.username or address.password:
+        yield Finding(False, "lake: its URL holds a key: keys belong into the environment")
+        return
+    yield _object_store(profile.lake, profile.cache_gb)
+
+
+def _shared_folder(folder: Path) -> Finding:
+    """Whether the lake in a folder can be written, or made where it is not there yet."""
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    if there.is_dir() and os.access(there, os.W_OK):
+        return Finding(True, f"lake: {folder} is writable")
+    return Finding(False, f"lake: {folder} cannot be written; is it mounted, with your rights?")
+
+
+def _object_store(url: str, cache_gb: float) -> Finding:
+    """Whether the store answers to a small listing."""
+    try:
+        # Nothing is there: the answer is short, and still an error without the bucket or the right.
+        Objects(url, PATIENCE_SECONDS).listing("doctor")
+    except Exception as error:  # of any store's library: the others are looked at all the same
+        said = " ".join(str(error).split()) or type(error).__name__
+        for secret in filter(None, map(os.environ.get, SECRETS)):
+            said = said.replace(secret, "***")
+        return Finding(False, f"lake: {said.removeprefix('lake: ')}")
+    return Finding(True, f"lake: {url} answers, up to {cache_gb:g} GB of it kept here")
 
 
 def _models(profile: Profile) -> Iterator[Finding]:

@@ -27,6 +27,10 @@ def is_version(name: str) -> bool:
     return len(name) == 13 and name[0] == "v" and set(name[1:]) <= set("0123456789abcdef")
 
 
+PROCESSES = "processes"
+"""Count of a manifest: how many processes shared the work, where it was more than one."""
+
+
 def _canonical(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return _canonical(dataclasses.asdict(value))

@@ -8,6 +8,7 @@ The lake is a folder; or an object store (`core.lake`), of which the folder is a
 """
 
 import json
+import os
 import shutil
 import uuid
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
@@ -129,6 +130,10 @@ def _named(name: str) -> Cell:
     return Cell(asset, tuple(parts))
 
 
+def _version(manifest: Manifest) -> str:
+    return next(iter(manifest.files), "").split("/", 1)[0]
+
+
 def _files(manifest: Manifest, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """Files of a version that are a file or lie in a folder of it; `.` for all."""
     for file, recorded in manifest.files.items():
@@ -137,14 +142,9 @@ def _files(manifest: Manifest, name: str) -> Iterator[tuple[str, dict[str, Any]]
             yield file, recorded
 
 
-def _seen(path: Path, sha256: str) -> tuple[str, int, int, str]:
-    found = path.stat()
-    return str(path), found.st_mtime_ns, found.st_size, sha256
-
-
-def _is_verified(path: Path, sha256: str) -> bool:
+def _is_verified(path: Path, found: os.stat_result, sha256: str) -> bool:
     """Whether a file has a hash; this process asks its bytes only when it has changed."""
-    key = _seen(path, sha256)
+    key = (str(path), found.st_mtime_ns, found.st_size, sha256)
     if key not in _verified:
         if file_sha256(path) != sha256:
             return False
@@ -156,7 +156,7 @@ def _bring(remote: "Remote", key: str, recorded: Mapping[str, Any]) -> None:
     """Makes sure that a file of an artefact is here; a damaged copy is replaced."""
     size, sha256 = recorded["bytes"], recorded["sha256"]
     path = remote.fetch(key, size, sha256)
-    if size <= HASHED and not _is_verified(path, sha256):
+    if size <= HASHED and not _is_verified(path, path.stat(), sha256):
         path.unlink()
         remote.fetch(key, size, sha256)
 
@@ -326,8 +326,9 @@ class Store:
         Raises:
             MissingArtefact: If the artefact has not been published or has no such file.
         """
-        path, manifest = self._place(cell, name)
-        if self.remote is not None:
+        if self.remote is None:
+            path, manifest = self._place(cell, name)
+        else:
             path, manifest = self._brought(self.remote, cell, name)
         if problem := self.problem(cell, manifest, name=name, hashes=True):
             raise BrokenArtefact(problem)
@@ -356,7 +357,7 @@ class Store:
             raise MissingArtefact(
                 f"{cell} has not been made yet. Materialise it in the UI, or run `kinject run`."
             )
-        return self.folder(cell) / self.current(cell) / name, manifest
+        return self.folder(cell) / _version(manifest) / name, manifest
 
     def _brought(self, remote: "Remote", cell: Cell, name: str) -> tuple[Path, Manifest]:
         """The same after its files were brought here; copies that were damaged are replaced.
@@ -411,9 +412,9 @@ class Store:
         for file, recorded in _files(manifest, name):
             path = folder / file
             try:
-                size = path.stat().st_size
+                found = path.stat()
             except FileNotFoundError:
-                size = None
+                found = None
             if self.remote is not None:
                 # A copy here is of no use to other machines.
                 if not self._holds(self.remote, cell, manifest, file):
@@ -421,16 +422,20 @@ class Store:
                         f"{cell}: {self.where(cell)}/{file} is gone or has another size, though "
                         f"its manifest names it. {mend}"
                     )
-                if size != recorded["bytes"]:
+                if found is None or found.st_size != recorded["bytes"]:
                     continue
-            if size is None:
+            if found is None:
                 return f"{cell}: {path} is gone, though its manifest names it. {mend}"
-            if size != recorded["bytes"]:
+            if found.st_size != recorded["bytes"]:
                 return (
-                    f"{cell}: {path} has {size} bytes, its manifest says "
+                    f"{cell}: {path} has {found.st_size} bytes, its manifest says "
                     f"{recorded['bytes']}: it was cut off or changed. {mend}"
                 )
-            if hashes and size <= HASHED and not _is_verified(path, recorded["sha256"]):
+            if (
+                hashes
+                and found.st_size <= HASHED
+                and not _is_verified(path, found, recorded["sha256"])
+            ):
                 return (
                     f"{cell}: {path} does not hold the bytes that were written: it was "
                     f"changed, or the disk is failing. {mend}"
@@ -463,16 +468,19 @@ class Store:
             yield folder
         finally:
             place = f"{cell}/{folder.name}"
-            self._drop(cell, folder.name, self.remote is None or place in self.remote.sent)
-            record.unlink(missing_ok=True)
+            sent = self.remote is None or place in self.remote.sent
+            if self._drop(cell, folder.name, sent) is not None:
+                record.unlink(missing_ok=True)
 
     @property
     def _drafts(self) -> Path:
         """Who is making which draft, so that those of dead processes can be swept."""
         return self.lake / ".work" / ".drafts"
 
-    def _drop(self, cell: Cell, name: str, sent: bool = True) -> bool:
+    def _drop(self, cell: Cell, name: str, sent: bool = True) -> bool | None:
         """Removes a version unless it is the current one; whether there was anything.
+
+        `None` where it cannot be told which version is current: nothing is removed then.
 
         Args:
             cell: The artefact.
@@ -490,14 +498,14 @@ class Store:
                     return False
                 self.remote.discard(f"{cell}/{name}")
         except (BrokenArtefact, LakeError):
-            return False  # which version is current cannot be told: nothing is removed
+            return None
         shutil.rmtree(folder, ignore_errors=True)
         return True
 
     def current(self, cell: Cell) -> str:
         """Name of the current version; empty for none."""
         manifest = self.manifest(cell)
-        return next(iter(manifest.files), "").split("/", 1)[0] if manifest else ""
+        return _version(manifest) if manifest else ""
 
     def drafts(self, here: bool = False) -> dict[str, Cell]:
         """Versions that living processes are making, with their artefacts.
@@ -531,7 +539,10 @@ class Store:
                 continue
             if owner.alive:
                 continue
-            if self._drop(cell, record.stem):
+            dropped = self._drop(cell, record.stem)
+            if dropped is None:
+                continue  # its record stays for the next start
+            if dropped:
                 swept.append(str(cell))
             for partial in self.folder(cell).glob(f".{MANIFEST}.*"):
                 partial.unlink(missing_ok=True)

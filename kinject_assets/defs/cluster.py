@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import secrets
+import shlex
 import signal
 import socket
 import sys
@@ -22,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from dagster import PipesMessageHandler
 
 from kinject_assets.core.errors import DiskFull, KinjectError
-from kinject_assets.core.lake.travel import packed, receive_draft
+from kinject_assets.core.lake.travel import LARGEST, packed, receive_draft
 from kinject_assets.core.process import this_process
 from kinject_assets.core.training.ranks import RankOutOfMemory
 from kinject_assets.defs.io import Step
@@ -41,6 +42,9 @@ CELL_KEY = "kinject_cell"
 
 FLUSH_SECONDS = 30.0
 """How long the rest of a log is waited for when its job has ended."""
+
+PATIENCE_SECONDS = 120.0
+"""How long the dashboard may be out of reach while a job runs."""
 
 STOP_SECONDS = 30.0
 """How long a job that was asked to stop is waited for; Ray kills it after three seconds."""
@@ -69,7 +73,11 @@ def run_on_cluster(
     job = _job(step, worker, request, processes)
     outcome = _submit(step, job, packed(request, store) if job.lake else request)
     if "files" in outcome:
-        receive_draft(store, Path(request["out"]), outcome["files"])
+        # All of what lies below a draft comes here; of a draft itself large files stay there.
+        out = Path(request["out"])
+        largest = LARGEST if out == step.draft else None
+        receive_draft(store, out, outcome["files"], largest)
+    step.processes = max(job.parts, job.processes)
     step.placement |= {
         "ray_processes": [*step.placement.get("ray_processes", []), *outcome["processes"]],
         "ray_nodes": ", ".join(outcome["places"]),
@@ -115,13 +123,14 @@ def _submit(step: Step, job: worker_side.Job, request: dict[str, Any]) -> dict[s
     for stopped in _stop(jobs, key):
         step.context.log.info("%s: stopped Ray job %s, which nobody waited for", step.cell, stopped)
     client = PipesRayJobClient(address=address, message_reader=_reader(step))
+    vars(client)["client"] = jobs  # a cached property: ours is patient
     submission = f"kinject-{uuid.uuid4().hex[:12]}"
     python = sys.executable if _started.cache_info().currsize else PROFILE.cluster.python
     try:
         invocation = client.run(
             context=step.context,
             submit_job_params={
-                "entrypoint": f"{python} -m {MODULE}",
+                "entrypoint": f"{shlex.quote(python)} -m {MODULE}",
                 "submission_id": submission,
                 "metadata": {CELL_KEY: key},
             },
@@ -137,6 +146,9 @@ def _submit(step: Step, job: worker_side.Job, request: dict[str, Any]) -> dict[s
             "parts are kept: start it again."
         ) from error
     messages = [m for m in invocation.get_custom_messages() if "outcome" in m]
+    if not messages:
+        # The connection that brings its log may have been cut; the log itself is whole.
+        messages = _outcomes(jobs.get_job_logs(submission))
     if not messages:
         raise ClusterError(
             f"{step.cell}: Ray job {submission} ended without a result; `ray job logs {submission} "
@@ -165,6 +177,17 @@ def _stop(jobs: "JobSubmissionClient", key: str) -> list[str]:
     ):
         time.sleep(0.2)
     return mine
+
+
+def _outcomes(log: str) -> list[dict[str, Any]]:
+    """What the log of a job says of its end."""
+    found: list[dict[str, Any]] = []
+    for line in log.splitlines():
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            said = json.loads(line)["params"]["payload"]
+            if "outcome" in said:
+                found.append(said)
+    return found
 
 
 def _reader(step: Step) -> Any:
@@ -244,12 +267,25 @@ def cluster_address() -> str:
 
 @cache
 def _client(address: str) -> "JobSubmissionClient":
-    from ray.job_submission import JobSubmissionClient
+    from ray.job_submission import JobStatus, JobSubmissionClient
+
+    class Patient(JobSubmissionClient):
+        """A job of many hours is not given up for one request that fails."""
+
+        def get_job_status(self, job_id: str) -> JobStatus:
+            until = time.monotonic() + PATIENCE_SECONDS
+            while True:
+                try:
+                    return super().get_job_status(job_id)
+                except (OSError, RuntimeError):
+                    if time.monotonic() > until:
+                        raise
+                    time.sleep(1.0)
 
     # It tells of each connection that it closes.
     logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.WARNING)
     try:
-        return JobSubmissionClient(address)
+        return Patient(address)
     except (ConnectionError, RuntimeError) as error:
         raise ClusterError(
             f"RAY_ADDRESS: no Ray cluster takes jobs at {address} ({error}). Start it, or give the "

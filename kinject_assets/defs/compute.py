@@ -170,6 +170,7 @@ def run_training(step: Step, request: dict[str, Any]) -> dict[str, Any]:
         KinjectError: See `run_worker`; also if nothing is left that needs less.
     """
     settings = Training(**request["training"])
+    step.processes = settings.processes
     if settings.processes > 1 and compute_mode() == "inline":
         step.context.log.info(
             "%s: training.processes is %d: processes of their own, although compute is inline",

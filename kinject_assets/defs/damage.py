@@ -88,7 +88,11 @@ def _probe(step: Step, config: ScoringSettings, kind: str, corpus: str) -> Damag
     name = f"{kind}-{corpus}"
     out = step.draft / name
     # Answers are to prompts: those to questions that stay in an exam stay, too.
-    request["previous"] = [f"{folder}/{name}" for folder in step.previous_folders("damage")]
+    request["previous"] = [
+        store.reference(cell, name)
+        for cell, manifest in step.previous("damage")
+        if any(file.split("/")[1] == name for file in manifest.files)
+    ]
     run_worker(step, "score", {**request, "out": str(out)})
     base = Cell(METHODS[before], (corpus, step.study.plan.model_of(step.cell)))
     k = settings.k if kind == "reading" else 0

@@ -22,7 +22,7 @@ from kinject_assets.core.errors import (
     is_disk_full,
 )
 from kinject_assets.core.lake.objects import LakeError
-from kinject_assets.core.manifest import Manifest, fingerprint
+from kinject_assets.core.manifest import PROCESSES, Manifest, fingerprint
 from kinject_assets.core.plan import CODE_VERSIONS, OUTPUTS, Plan
 from kinject_assets.core.process import this_process
 from kinject_assets.core.progress import KEPT_SECONDS, PROGRESS, Progress
@@ -69,6 +69,7 @@ class Step:
         draft: Folder for its files; it becomes the artefact on `finish`.
         work: Folder that survives a crash, for work that a second try goes on with.
         placement: Metadata on where it was made.
+        processes: How many processes shared the work.
     """
 
     def __init__(
@@ -89,6 +90,7 @@ class Step:
         self.fingerprint = fingerprint(CODE_VERSIONS[cell.asset], self.config, self.inputs)
         self.work = study.store.work(cell, self.fingerprint)
         self.placement: dict[str, Any] = {}
+        self.processes = 1
         self._began = datetime.now(UTC)
         self._last_log = self._last_kept = self._last_observed = time.monotonic()
         before = Progress.read(self.work / PROGRESS)
@@ -252,6 +254,8 @@ class Step:
         seeds: Mapping[str, int] | None = None,
     ) -> dg.MaterializeResult:
         """Publishes the artefact and tells Dagster what it is."""
+        if self.processes > 1:
+            counts = {**(counts or {}), PROCESSES: self.processes}
         key = self.context.partition_key if self.context.has_partition_key else ""
         # Side files first: what is published may name them.
         self.study.store.push()

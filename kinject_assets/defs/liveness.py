@@ -9,8 +9,11 @@ daemon whether a run is healthy; here it answers by the process that the run nam
 import os
 import signal
 
-from dagster import DagsterInstance, DagsterRun, DefaultRunLauncher
+from dagster import DagsterInstance, DagsterRun, DagsterRunStatus, DefaultRunLauncher
+from dagster._core.errors import DagsterUserCodeUnreachableError
 from dagster._core.launcher.base import CheckRunHealthResult, RunLauncher, WorkerStatus
+from dagster._grpc.types import CanCancelExecutionRequest, CanCancelExecutionResult
+from dagster._serdes import deserialize_value
 
 from kinject_assets.core.process import Owner, this_process
 
@@ -67,7 +70,11 @@ def _owner(run: DagsterRun) -> Owner | None:
 
 
 class Watched(RunLauncher):
-    """What a launcher answers to Dagster's run monitoring about runs that name their process."""
+    """What a launcher does about runs that name their process and are not its own.
+
+    Such a run was not launched from a workspace: a `kinject run` drives it, by itself or for a
+    run of the UI.
+    """
 
     @property
     def supports_check_run_worker_health(self) -> bool:
@@ -82,6 +89,41 @@ class Watched(RunLauncher):
             WorkerStatus.FAILED, "its process is gone (killed, or the machine went down)"
         )
 
+    def terminate(self, run_id: str) -> bool:
+        """Cancels a run; of one that `kinject run` drives, the command is stopped as on Ctrl-C.
+
+        Dagster alone would mark such a run as cancelled, and free its slot, while it goes on. Where
+        the command is out of reach, the run that it works for is cancelled; it stops the command.
+        """
+        run = self._instance.get_run_by_id(run_id)
+        owner = _owner(run) if run and not run.is_finished else None
+        if run is None or owner is None or run.remote_job_origin is not None or not owner.alive:
+            return super().terminate(run_id)
+        if owner.host == this_process().host:
+            self._instance.report_run_canceling(run)
+            os.kill(owner.pid, signal.SIGINT)
+            return True
+        parent = self._instance.get_run_by_id(run.tags.get(PARENT_TAG, ""))
+        if parent and parent.status == DagsterRunStatus.CANCELING:
+            return True
+        if parent and self.can_stop(parent):
+            self._tell(run, f"Cancels the run {parent.run_id}, which this one is a part of.")
+            return super().terminate(parent.run_id)
+        self._tell(
+            run,
+            f"Not cancelled: it lives in process {owner.pid} on {owner.host}, out of reach from "
+            f"here; stop it there: kill -INT {owner.pid}. If that process is gone, force the "
+            "termination: that frees the pool's slot and stops nothing.",
+        )
+        return False
+
+    def can_stop(self, run: DagsterRun) -> bool:
+        """Whether a run was launched from a workspace and its worker can be told to stop."""
+        return run.remote_job_origin is not None and run.status == DagsterRunStatus.STARTED
+
+    def _tell(self, run: DagsterRun, message: str) -> None:
+        self._instance.report_engine_event(message, run, cls=type(self))
+
 
 class WatchedRunLauncher(Watched, DefaultRunLauncher):
     """Dagster's default launcher, which also knows runs that `kinject run` drives itself."""
@@ -90,21 +132,13 @@ class WatchedRunLauncher(Watched, DefaultRunLauncher):
         """Whether a run's process is there."""
         return self.health_by_process(run)
 
-    def terminate(self, run_id: str) -> bool:
-        """Cancels a run; of one that `kinject run` drives, the command is stopped as on Ctrl-C.
-
-        Dagster alone would mark such a run as cancelled, and free its slot, while it goes on.
-        """
-        run = self._instance.get_run_by_id(run_id)
-        owner = _owner(run) if run and not run.is_finished else None
-        if (
-            run is None
-            or owner is None
-            or run.remote_job_origin is not None  # launched from a workspace
-            or owner.host != this_process().host
-            or not owner.alive
-        ):
-            return super().terminate(run_id)
-        self._instance.report_run_canceling(run)
-        os.kill(owner.pid, signal.SIGINT)
-        return True
+    def can_stop(self, run: DagsterRun) -> bool:
+        """Whether the code server that has a run answers, and knows it."""
+        client = self._get_grpc_client_for_termination(run.run_id)
+        if client is None or not super().can_stop(run):
+            return False
+        try:
+            said = client.can_cancel_execution(CanCancelExecutionRequest(run_id=run.run_id))
+        except DagsterUserCodeUnreachableError:
+            return False
+        return deserialize_value(said, CanCancelExecutionResult).can_cancel

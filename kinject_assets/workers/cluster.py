@@ -186,12 +186,8 @@ class Driver:
         except KinjectError as error:
             outcome = {"error": {"type": type(error).__name__, "message": str(error)}}
         except _lost() as error:
-            said = (
-                f"processes were lost more often than cluster.retries ({self._job.retries}) "
-                f"allows, the last one by {type(error).__name__}. Finished parts are kept: mend "
-                "the cluster, and start it again."
-            )
-            outcome = {"error": {"type": type(error).__name__, "message": said}}
+            name = type(error).__name__
+            outcome = {"error": {"type": name, "message": self._often(name)}}
         return {
             **outcome,
             "places": [*self._places],
@@ -203,8 +199,12 @@ class Driver:
         """One process, or several that share the work and one that puts it together."""
         parts = self._job.parts
         if parts == 1:
-            return self._tasks([self._request])[0]
-        requests = [_part(self._job.worker, self._request, i, parts) for i in range(parts)]
+            before = self._kept_by_parts()
+            return self._tasks([{**self._request, "parts": before} if before else self._request])[0]
+        before = self._kept_by_parts()
+        requests = [
+            _part(self._job.worker, self._request, number, parts, before) for number in range(parts)
+        ]
         done = self._tasks(requests)
         if failed := next((outcome for outcome in done if "error" in outcome), None):
             return failed
@@ -221,6 +221,14 @@ class Driver:
             outcome["result"] |= {"counts": dict(counts), "unshared": unshared}
         return outcome
 
+    def _kept_by_parts(self) -> list[str]:
+        """Folders with what parts of an earlier try made, of however many; of a shared folder."""
+        if self._job.lake or self._job.worker not in PART_FOLDERS:
+            return []
+        inside = PART_FOLDERS[self._job.worker]
+        found = sorted(Path(self._request.get("work", "")).glob(f"part-*-of-*/{inside}"))
+        return [str(path) for path in found]
+
     def _tasks(self, requests: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         task = _task().options(**self._job.options)
         tasks = [
@@ -235,15 +243,18 @@ class Driver:
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
         job = self._job
+        # Ray takes no bundle of nothing.
         group = placement_group(
-            [job.bundle] * job.processes, strategy="STRICT_PACK" if job.one_node else "PACK"
+            [job.bundle or {"CPU": 0.001}] * job.processes,
+            strategy="STRICT_PACK" if job.one_node else "PACK",
         )
         while not group.wait(timeout_seconds=NODES_SECONDS):
             self._watch()
         task = _task()
         try:
             while True:
-                store = f"ranks-{uuid.uuid4().hex}"
+                # Names with a dot first are never copied or cleared with the work folder.
+                store = f".ranks-{uuid.uuid4().hex}"
                 tasks = [
                     task.options(
                         **{**job.options, "max_retries": 0},
@@ -282,13 +293,15 @@ class Driver:
                 ready, waiting = ray.wait(waiting, timeout=LOOK_SECONDS)
                 self._watch()
                 self._pass_on(len(tasks), together)
+                self._require_progress()
                 for task in ready:
                     try:
                         found[task] = ray.get(task)
                     except RayTaskError:
-                        if together:
-                            _raise_if_lost(waiting)
-                        raise
+                        failed = _failed(waiting) if together else None
+                        if failed is None:
+                            raise
+                        return [failed] * len(tasks)
                     if process := found[task].pop("process", None):
                         self._processes.append(process)
                     if "error" in found[task]:
@@ -312,6 +325,24 @@ class Driver:
                     message += ", since its process or node was lost"
             part = f"part {number + 1} of {tasks}: " if tasks > 1 and not together else ""
             self._report(part + message, done, total)
+
+    def _require_progress(self) -> None:
+        """Ends a step that loses its process again and again.
+
+        Ray itself counts neither restarts after its own memory monitor nor those it plans.
+
+        Raises:
+            KinjectError: If a process was started more often than the profile allows.
+        """
+        if max(self._begun.values(), default=0) > self._job.retries + 1:
+            raise KinjectError(self._often("it was killed or its node went away"))
+
+    def _often(self, why: str) -> str:
+        return (
+            f"a process was lost more often than cluster.retries ({self._job.retries}) allows: "
+            f"{why}. Out of memory? Say under cluster.{self._job.worker}.memory_gb what it needs, "
+            "or lower batch sizes. Finished parts are kept: start it again."
+        )
 
     def _watch(self) -> None:
         """Says that no node has what is asked for; a cluster that grows may bring one.
@@ -347,19 +378,29 @@ class Driver:
             )
 
 
+PART_FOLDERS = {"score": "", "embed": "out"}
+"""Worker -> folder of a part that holds what others may take over."""
+
 BEGINS = "runs on "
 """Begins what a task says first; its node follows."""
 
 
-def _raise_if_lost(others: Sequence[Any]) -> None:
-    """Raises if a process is gone: those that worked with it fail for want of it, and sooner."""
+def _failed(others: Sequence[Any]) -> dict[str, Any] | None:
+    """What another process said when one of several failed: it may have failed for want of that.
+
+    Raises:
+        RayError: If another one is gone.
+    """
     import ray
     from ray.exceptions import RayTaskError
 
-    gone, _ = ray.wait(list(others), num_returns=len(others), timeout=GONE_SECONDS)
-    for task in gone:
+    ended, _ = ray.wait(list(others), num_returns=len(others), timeout=GONE_SECONDS)
+    for task in ended:
         with contextlib.suppress(RayTaskError):
-            ray.get(task)
+            outcome = ray.get(task)
+            if "error" in outcome:
+                return outcome
+    return None
 
 
 def _lost() -> tuple[type[Exception], ...]:
@@ -402,18 +443,33 @@ def _said(name: str, amount: float) -> str:
     return f"{name} {amount:g}"
 
 
-def _part(worker: str, request: Mapping[str, Any], number: int, parts: int) -> dict[str, Any]:
-    """The request of one process of several that share the work."""
+def _part(
+    worker: str, request: Mapping[str, Any], number: int, parts: int, before: Sequence[str]
+) -> dict[str, Any]:
+    """The request of one process of several that share the work.
+
+    Args:
+        worker: Who works.
+        request: Of the whole.
+        number: Which of them it is.
+        parts: How many there are.
+        before: Folders with what others made in an earlier try.
+    """
     folder = f"{request['work']}/part-{number}-of-{parts}"
-    share = {**request, "part": [number, parts], "work": folder}
-    return share | ({"out": f"{folder}/out"} if worker == "embed" else {})
+    share = {**request, "part": [number, parts], "work": folder, "parts": [*before]}
+    if worker == "embed":
+        return share | {"out": f"{folder}/out"}
+    # What one process alone had answered before is not asked again either.
+    return share | {"parts": [request["work"], *before]}
 
 
 def _whole(
     worker: str, request: Mapping[str, Any], parts: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
     """The request of the process that puts together what parts made."""
-    return {**request, "parts": [p["out" if worker == "embed" else "work"] for p in parts]}
+    made = [part["out" if worker == "embed" else "work"] for part in parts]
+    before = [folder for part in parts[:1] for folder in part["parts"] if folder not in made]
+    return {**request, "parts": [*made, *before]}
 
 
 def _task() -> Any:
@@ -448,6 +504,9 @@ def on_node(
                 f"{place} has kinject {kinject_assets.__version__}, and {job.version} asks it. "
                 "Install the same version on all nodes."
             )
+        if not _gpus():
+            # Ray hides GPUs from those alone that asked for some.
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""
         module = importlib.import_module(f"kinject_assets.workers.{job.worker}")
         first = not (ranks and number)
         with _lake(job, request, first) as (fields, files):
@@ -482,6 +541,7 @@ def _lake(
     """
     files: dict[str, Any] = {}
     if job.lake is None:
+        _require_shared(request)
         Path(request.get("work") or request["out"]).mkdir(parents=True, exist_ok=True)
         yield dict(request), files
         return
@@ -492,6 +552,22 @@ def _lake(
         yield fields, files
     if first and "part" not in fields:
         files["files"] = send_draft(store, Path(fields["out"]))
+
+
+def _require_shared(request: Mapping[str, Any]) -> None:
+    """Refuses to work where the lake of the parent is not seen: all of it would seem damaged.
+
+    Raises:
+        KinjectError: If its folder is not there.
+    """
+    folder = Path(request.get("work") or request["out"])
+    folder = folder.parent if "part" in request else folder
+    if not folder.exists():
+        raise KinjectError(
+            f"{_place()} does not see {folder}, where the lake is. On a cluster the lake lies in a "
+            "folder that all nodes see under the same path (lake: file:///shared/folder), or in an "
+            "object store (lake: s3://bucket/prefix). Nothing is damaged."
+        )
 
 
 @contextlib.contextmanager
@@ -544,13 +620,19 @@ def _join(ranks: Mapping[str, str], work: Path) -> None:
     )
 
 
+def _gpus() -> list[str]:
+    """GPUs that Ray gave to this process."""
+    import ray
+
+    return ray.get_runtime_context().get_accelerator_ids().get("GPU", [])
+
+
 def _place() -> str:
     """Name of this node, for people."""
     import ray
 
-    context = ray.get_runtime_context()
-    gpus = context.get_accelerator_ids().get("GPU", [])
-    node = context.get_node_id()
+    gpus = _gpus()
+    node = ray.get_runtime_context().get_node_id()
     name = next((n["NodeName"] for n in ray.nodes() if n["NodeID"] == node), "")
     # Ray's own name of a node is its address, unless it was given one.
     host = socket.gethostname() if name == ray.util.get_node_ip_address() else name

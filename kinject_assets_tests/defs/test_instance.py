@@ -1,5 +1,6 @@
 """What a crash leaves in Dagster's instance, and how opening it puts that right."""
 
+import json
 import os
 import subprocess
 import sys
@@ -11,9 +12,22 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
-from dagster import DagsterInstance, DagsterRunStatus
+from dagster import DagsterEventType, DagsterInstance, DagsterRunStatus
+from dagster._core.remote_origin import (
+    GrpcServerCodeLocationOrigin,
+    RemoteJobOrigin,
+    RemoteRepositoryOrigin,
+)
+from dagster._core.storage.tags import GRPC_INFO_TAG
 from dagster._core.test_utils import create_run_for_test
 from dagster._daemon.types import DaemonHeartbeat
+from dagster._grpc.types import (
+    CanCancelExecutionRequest,
+    CanCancelExecutionResult,
+    CancelExecutionRequest,
+    CancelExecutionResult,
+)
+from dagster._serdes import serialize_value
 
 from kinject_assets.config import Pools, load_profile
 from kinject_assets.core.history import HEADER
@@ -29,11 +43,13 @@ from kinject_assets.defs.instance import (
 from kinject_assets.defs.liveness import (
     HOST_TAG,
     PARENT_RUN,
+    PARENT_TAG,
     PID_TAG,
     WatchedRunLauncher,
     note_process,
     process_tags,
 )
+from kinject_assets_tests.e2e.browsing import free_port
 
 DEAD = "999999"
 
@@ -133,6 +149,125 @@ def test_on_kubernetes_a_run_within_a_pod_is_judged_by_its_process(
         assert run is not None
         assert run.remote_job_origin is None
         assert launcher.check_run_worker_health(run).status.value == expected
+
+
+FROM_THE_UI = RemoteJobOrigin(
+    RemoteRepositoryOrigin(GrpcServerCodeLocationOrigin("kinject-code", 4000), "kinject"), "job"
+)
+
+
+def elsewhere(instance: DagsterInstance, parent: str = "") -> str:
+    """A run that a `kinject run` on another machine drives, by itself or for a run."""
+    tags = {**process_tags(), HOST_TAG: "kinject-code", PID_TAG: "77"}
+    return started(instance, **tags, **({PARENT_TAG: parent} if parent else {}))
+
+
+def full_study(instance: DagsterInstance, port: int) -> str:
+    """A run of the UI, in the code server at a port."""
+    run = create_run_for_test(
+        instance,
+        status=DagsterRunStatus.STARTED,
+        tags={GRPC_INFO_TAG: json.dumps({"host": "127.0.0.1", "port": port})},
+        remote_job_origin=FROM_THE_UI,
+    )
+    return run.run_id
+
+
+def status(instance: DagsterInstance, run_id: str) -> str:
+    run = instance.get_run_by_id(run_id)
+    assert run is not None
+    return run.status.value
+
+
+def told(instance: DagsterInstance, run_id: str) -> str:
+    """The last that was reported about a run."""
+    return instance.all_logs(run_id, of_type=DagsterEventType.ENGINE_EVENT)[-1].message
+
+
+class CodeServer:
+    """Answers as the code server in which some runs live; the requests are Dagster's."""
+
+    def __init__(self, *runs: str) -> None:
+        self.runs = runs
+        self.cancelled: list[str] = []
+
+    def can_cancel_execution(self, request: CanCancelExecutionRequest) -> str:
+        known = request.run_id in self.runs
+        return serialize_value(CanCancelExecutionResult(can_cancel=known))
+
+    def cancel_execution(self, request: CancelExecutionRequest) -> str:
+        self.cancelled.append(request.run_id)
+        result = CancelExecutionResult(success=True, message=None, serializable_error_info=None)
+        return serialize_value(result)
+
+
+def test_a_command_on_another_machine_is_not_marked_as_cancelled(
+    instance: DagsterInstance,
+) -> None:
+    claim(instance, "gpu", run_id := elsewhere(instance))
+    assert instance.run_launcher.terminate(run_id) is False
+    assert status(instance, run_id) == "STARTED"
+    assert "process 77 on kinject-code" in told(instance, run_id)
+    assert "kill -INT 77" in told(instance, run_id)
+    assert held(instance, "gpu") == 1
+
+    # What it worked for is over, or in a code server that does not answer, or no longer knows it.
+    over = full_study(instance, free_port())
+    run = instance.get_run_by_id(over)
+    assert run is not None
+    instance.report_run_failed(run)
+    for parent in (over, full_study(instance, free_port()), started(instance), "unknown"):
+        before = instance.get_run_by_id(parent)
+        run_id = elsewhere(instance, parent)
+        assert instance.run_launcher.terminate(run_id) is False
+        assert status(instance, run_id) == "STARTED"
+        assert "Not cancelled" in told(instance, run_id)
+        assert before == instance.get_run_by_id(parent)
+
+
+def test_a_part_of_a_run_on_another_machine_is_cancelled_with_it(
+    instance: DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parent, lost = full_study(instance, 1), full_study(instance, 1)
+    server = CodeServer(parent)
+    launcher = instance.run_launcher
+    monkeypatch.setattr(launcher, "_get_grpc_client_for_termination", lambda run_id: server)
+    assert launcher.terminate(elsewhere(instance, lost)) is False
+    assert (server.cancelled, status(instance, lost)) == ([], "STARTED")
+
+    child = elsewhere(instance, parent)
+    assert launcher.terminate(child) is True
+    assert server.cancelled == [parent]
+    assert (status(instance, parent), status(instance, child)) == ("CANCELING", "STARTED")
+    assert parent in told(instance, child)
+    # Whoever cancels all runs of a page meets the others next.
+    assert launcher.terminate(elsewhere(instance, parent)) is True
+    assert server.cancelled == [parent]
+
+
+def test_on_kubernetes_a_run_within_a_pod_is_cancelled_with_the_pods(
+    instance: DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("dagster_k8s", reason="dagster-k8s is not installed (extra `kubernetes`)")
+    from dagster_k8s import K8sRunLauncher  # pyright: ignore[reportMissingImports]
+
+    from kinject_assets.defs.kubernetes import WatchedK8sRunLauncher
+
+    stopped: list[str] = []
+
+    def delete_pod(_: K8sRunLauncher, run_id: str) -> bool:
+        stopped.append(run_id)
+        return True
+
+    monkeypatch.setattr(K8sRunLauncher, "terminate", delete_pod)
+    launcher = WatchedK8sRunLauncher.__new__(WatchedK8sRunLauncher)
+    launcher.register_instance(instance)
+    assert launcher.terminate(alone := elsewhere(instance)) is False
+    assert (stopped, status(instance, alone)) == ([], "STARTED")
+    parent = full_study(instance, 1)
+    assert launcher.terminate(elsewhere(instance, parent)) is True
+    assert launcher.terminate(parent) is True
+    assert stopped == [parent, parent]
 
 
 def test_a_run_of_the_ui_notes_its_process_once(instance: DagsterInstance) -> None:

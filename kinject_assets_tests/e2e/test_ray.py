@@ -44,8 +44,11 @@ CELL = f"events/{MODEL}.full.p01"
 SMALLER: dict[str, Any] = {
     # A job costs some ten seconds, most of them imports: a corpus and a recipe say all.
     "recipes": {"full.p00": None, "full.p01": None},
-    "grid": [{"corpora": ["events"], "models": [MODEL], "recipes": ["full.p01"]}],
-    "damage": {},
+    "grid": [
+        {"corpora": ["comets"], "models": [MODEL], "methods": ["base"]},
+        {"corpora": ["events"], "models": [MODEL], "recipes": ["full.p01"]},
+    ],
+    "damage": {"facts": ["comets"]},
 }
 
 

@@ -67,10 +67,14 @@ def test_processes_that_train_together_must_all_have_room() -> None:
 
 def test_parts_have_folders_of_their_own() -> None:
     request = {"work": "lake:lake/.work/x", "out": "lake:lake/x/v1", "k": [1]}
-    parts = [_part("score", request, number, 2) for number in range(2)]
+    parts = [_part("score", request, number, 2, ["earlier"]) for number in range(2)]
     assert [part["part"] for part in parts] == [[0, 2], [1, 2]]
     assert len({part["work"] for part in parts}) == 2
-    assert _whole("score", request, parts) == {**request, "parts": [p["work"] for p in parts]}
-    shares = [_part("embed", request, number, 2) for number in range(2)]
+    assert all(part["parts"] == [request["work"], "earlier"] for part in parts)
+    assert _whole("score", request, parts) == {
+        **request,
+        "parts": [*(part["work"] for part in parts), request["work"], "earlier"],
+    }
+    shares = [_part("embed", request, number, 2, []) for number in range(2)]
     assert all(share["out"].startswith(share["work"]) for share in shares)
     assert _whole("embed", request, shares)["parts"] == [share["out"] for share in shares]

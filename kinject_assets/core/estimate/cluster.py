@@ -15,7 +15,7 @@ from kinject_assets.core.estimate.requests import Requests
 from kinject_assets.core.estimate.schedule import Schedule, Step, Way, critical_path
 from kinject_assets.core.estimate.simulation import simulate
 from kinject_assets.core.estimate.spent import read_spent, stage_of, took
-from kinject_assets.core.manifest import Manifest
+from kinject_assets.core.manifest import PROCESSES, Manifest
 from kinject_assets.core.plan import METHODS, Plan
 from kinject_assets.core.progress import Report, silent
 from kinject_assets.core.store import Cell, Store
@@ -320,7 +320,11 @@ class _Clock:
         self, plan: Plan, found: Estimate, published: Mapping[Cell, Manifest], assume: Assumed
     ) -> None:
         self._plan, self._found, self._assume = plan, found, assume
-        self._made = {cell: took(manifest) for cell, manifest in published.items()}
+        # As one process would have taken: those that shared the work are reckoned with anew.
+        self._made = {
+            cell: took(manifest) * int(manifest.counts.get(PROCESSES, 1))
+            for cell, manifest in published.items()
+        }
         self._work = by(found.work, lambda row: row.cell)
         self._requests = by(found.requests, lambda row: row.cell)
         self._sizes = {size.corpus: size for size in found.corpora}

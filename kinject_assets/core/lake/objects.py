@@ -31,6 +31,9 @@ BLOCK = 16 * 2**20
 PART = 50 * 2**20
 """Bytes of a part of a multipart upload: s3fs's own number."""
 
+REMOVED_AT_ONCE = 1000
+"""Objects that one request of S3 may remove."""
+
 AT_ONCE = 64
 """Small objects that are asked for together."""
 
@@ -295,15 +298,40 @@ class Objects:
             return
 
         def ask() -> None:
-            # One request removes up to a thousand; elsewhere a gone one must not stop the others.
+            # Elsewhere a gone one must not stop the others.
             if self._s3:
-                self._files.rm(paths)
+                self._delete(paths)
                 return
             for path in paths:
                 if self._files.exists(path):
                     self._files.rm_file(path)
 
         self._try(f"remove {paths[0]}", ask)
+
+    def _delete(self, paths: Sequence[str]) -> None:
+        """Removes objects of S3, and notices those that stay: s3fs does not look.
+
+        Raises:
+            LakeError: If S3 refuses to remove one.
+        """
+        for start in range(0, len(paths), REMOVED_AT_ONCE):
+            places = [self._files.split_path(path) for path in paths[start:][:REMOVED_AT_ONCE]]
+            answer = self._files.call_s3(
+                "delete_objects",
+                Bucket=places[0][0],
+                Delete={"Objects": [{"Key": key} for _, key, _ in places], "Quiet": True},
+            )
+            for left in answer.get("Errors", ()):
+                code, place = left.get("Code", ""), f"{places[0][0]}/{left.get('Key')}"
+                if code == "NoSuchKey":
+                    continue
+                said = f"{place} was not removed ({code}: {left.get('Message', '')})"
+                if code in BUSY:
+                    raise ConnectionError(said)
+                raise LakeError(
+                    f"{self.url}: {said}. The keys in the environment must be allowed to delete "
+                    "there, and no retention rule may hold what is below the prefix."
+                )
 
     def _try(self, what: str, ask: Callable[[], T]) -> T:
         """Does something, again and again while the store does not answer.
@@ -319,6 +347,11 @@ class Objects:
             except (FileNotFoundError, FileExistsError, _Unmet):
                 raise
             except Exception as error:
+                if isinstance(error, PermissionError) and error.filename is not None:
+                    raise LakeError(
+                        f"{what}: {error.filename}, on this machine, may not be read or written "
+                        f"({error.strerror}). Give its folder to the user that runs kinject."
+                    ) from error
                 if _refused(error):
                     raise LakeError(
                         f"{what}: refused ({_said(error)}). The keys in the environment "

@@ -8,7 +8,8 @@ from urllib.parse import unquote, urlsplit
 
 from kinject_assets.config import Profile, home
 from kinject_assets.core.errors import KinjectError, ProfileError
-from kinject_assets.core.lake.remote import Remote
+from kinject_assets.core.lake.objects import LakeError
+from kinject_assets.core.lake.remote import MIRROR, Remote, mirrored_url
 from kinject_assets.core.store import Store
 
 
@@ -49,6 +50,7 @@ def open_lake(
         where: Who names the URL, for errors.
     """
     if url is None:
+        _require_no_mirror(root, None, where)
         return Store(root)
     address = urlsplit(url)
     if address.username or address.password:
@@ -60,6 +62,7 @@ def open_lake(
     if address.query or address.fragment:
         raise ProfileError(f"{where}: lake: a URL of a lake ends with its path; take out ? and #")
     if address.scheme == "file":
+        _require_no_mirror(root, url, where)
         store = Store(root, _shared(root, url, where))
         store.refresh()
         return store
@@ -67,6 +70,8 @@ def open_lake(
         raise ProfileError(f"{where}: lake: {url} names no bucket; e.g. s3://bucket/prefix")
     remote = _remote(url.rstrip("/"), root.absolute(), cache_gb * 1e9, outputs, os.getpid())
     store = Store(root, remote=remote)
+    if refresh:
+        remote.begin()
     if refresh or not remote.listed:
         store.refresh()
     return store
@@ -75,9 +80,22 @@ def open_lake(
 @cache
 def _remote(url: str, root: Path, cache_bytes: float, outputs: bool, process: int) -> Remote:
     """One for each process: a connection does not survive a fork."""
-    remote = Remote(url, root, cache_bytes, outputs)
-    remote.begin()
-    return remote
+    return Remote(url, root, cache_bytes, outputs)
+
+
+def _require_no_mirror(root: Path, url: str | None, where: Path | str) -> None:
+    """Refuses to take the mirror of an object store, which lacks most files, for the lake."""
+    index = root / MIRROR
+    if not index.exists():
+        return
+    store, lake = mirrored_url(index), root / "lake"
+    aim = str(lake) if url is None else unquote(urlsplit(url).path)
+    away = f"delete {index}" if url is None else f"move {lake} and {index} away"
+    raise LakeError(
+        f"{where}: lake: {lake} is a mirror of {store} and lacks most of its files, and the "
+        f"profile's `lake` is {url or 'null'}. Set `lake: {store}` again; or bring all of it "
+        f"(e.g. aws s3 sync {store} {aim}), then {away}."
+    )
 
 
 def _shared(root: Path, url: str, where: Path | str) -> Path:

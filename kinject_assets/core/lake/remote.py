@@ -36,6 +36,15 @@ EXPIRY_SECONDS = 180.0
 LARGE_SIDE = 64 * 2**20
 """Side files of more bytes go up in parts: ledgers, each of which one process writes alone."""
 
+FOREIGN_SECONDS = 6 * 3600.0
+"""What a process of another machine noted in a mirror counts for so long: its end cannot be told."""
+
+CROWDED_SECONDS = 60.0
+"""How long no room is looked for again, after all copies were found to be in use."""
+
+REPLACED_SECONDS = 24 * 3600.0
+"""Age after which a version that no manifest names is no upload that still goes on."""
+
 LOOK_SECONDS = 2.0
 """Time between two looks at a lease that another machine holds."""
 
@@ -44,6 +53,9 @@ LIVING_SECONDS = 600.0
 
 WORK = ".work"
 LEASES = f"{WORK}/.leases"
+
+MIRROR = "mirror.json"
+"""File beside a mirror that says of what it is one."""
 
 _log = logging.getLogger(__name__)
 
@@ -62,6 +74,24 @@ class _Known:
 
     tag: str
     mark: Mark | None
+
+
+def mirrored_url(index: Path) -> str:
+    """URL of the lake that a mirror is of.
+
+    Args:
+        index: The mirror's `mirror.json`.
+
+    Raises:
+        LakeError: If it cannot be read.
+    """
+    try:
+        return str(json.loads(index.read_text(encoding="utf-8"))["url"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise LakeError(
+            f"{index}: not readable ({error}). Delete it and {index.parent / 'lake'}, which is a "
+            "copy: all is brought again."
+        ) from error
 
 
 def is_plain(key: str) -> bool:
@@ -111,12 +141,14 @@ class Remote:
         self.cache_bytes = cache_bytes
         self._outputs = outputs
         self._used: float | None = None
+        self._crowded_at = -float("inf")
+        self._leases: dict[str, _Lease] = {}
         self.listing: dict[str, Object] = {}
         self.sent: set[str] = set()
         self._listed_at = -float("inf")
         self._lock = threading.RLock()
         self._file_lock = FileLock(root / "mirror.lock", thread_local=False)
-        self._index_path = root / "mirror.json"
+        self._index_path = root / MIRROR
         self._require_ours()
 
     def __str__(self) -> str:
@@ -124,7 +156,7 @@ class Remote:
 
     def _require_ours(self) -> None:
         if self._index_path.exists():
-            url = self._mirrored_url()
+            url = mirrored_url(self._index_path)
             if url != self.objects.url:
                 raise LakeError(
                     f"{self.lake} mirrors {url}, and the profile's `lake` is {self.objects.url}. "
@@ -137,15 +169,6 @@ class Remote:
                 f"{self.objects.url}. To go on with it there, copy it (e.g. aws s3 sync "
                 f"{self.lake} {self.objects.url} --exclude '.work/*'), then move {self.lake} away."
             )
-
-    def _mirrored_url(self) -> str:
-        try:
-            return str(json.loads(self._index_path.read_text(encoding="utf-8"))["url"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise LakeError(
-                f"{self._index_path}: not readable ({error}). Delete it and {self.lake}, which is "
-                "a copy: all is brought again."
-            ) from error
 
     @contextlib.contextmanager
     def _machine(self) -> Iterator[None]:
@@ -194,8 +217,13 @@ class Remote:
             more = False
             if key in small:
                 more = self._take(key, small[key], index.get(key))
-            elif side[key].size <= SMALL or not self._take_large(key):
+            elif side[key].size <= SMALL:
                 continue  # gone since it was listed
+            else:
+                try:
+                    more = self._take_large(key, index.get(key))
+                except FileNotFoundError:
+                    continue
             index[key] = _Known(side[key].tag, None if more else _mark(self._path(key)))
         gone = [key for key in index if key not in side and self._mirrors(key)]
         for key in gone:
@@ -218,7 +246,7 @@ class Remote:
         path = self._path(key)
         own = _mark(path)
         more: list[bytes] = []
-        if own and key.endswith(".jsonl") and (known is None or own != known.mark):
+        if own and self._has_own_rows(key, known):
             there = data.splitlines(keepends=True)
             if there and not there[-1].endswith(b"\n"):
                 there.pop()  # torn: whoever wrote it sends it again
@@ -230,19 +258,28 @@ class Remote:
             _write_bytes(path, data)
         return bool(more)
 
-    def _take_large(self, key: str) -> bool:
-        """The same for a large one, which is replaced; whether it was still there."""
+    def _has_own_rows(self, key: str, known: _Known | None) -> bool:
+        """Whether a journal here may hold rows that the store has not seen."""
+        own = _mark(self._path(key))
+        return own is not None and key.endswith(".jsonl") and (known is None or own != known.mark)
+
+    def _take_large(self, key: str, known: _Known | None) -> bool:
+        """The same for a large one: it is in memory only where rows must be merged.
+
+        Raises:
+            FileNotFoundError: If it is gone.
+        """
         partial = self._partial()
         try:
             self.objects.fetch(key, partial)
+            if self._has_own_rows(key, known):
+                return self._take(key, partial.read_bytes(), known)
             path = self._path(key)
             path.parent.mkdir(parents=True, exist_ok=True)
             partial.replace(path)
-        except FileNotFoundError:
-            return False
         finally:
             partial.unlink(missing_ok=True)
-        return True
+        return False
 
     def reread(self, below: str) -> None:
         """Reads side files by their bytes in the store, whatever its listing says of them."""
@@ -263,13 +300,12 @@ class Remote:
                 for key, path in self._side_files()
                 if key not in index or index[key].mark != _mark(path)
             ]
-            if not waiting:
-                return
-            try:
-                for key, path in waiting:
+            for key, path in waiting:
+                # Noted one by one: after a crash, what went up is not taken for another's.
+                try:
                     self._push(key, path, index)
-            finally:
-                self._write_index(index)
+                finally:
+                    self._write_index(index)
 
     def _push(self, key: str, path: Path, index: dict[str, _Known]) -> None:
         for _ in range(3):
@@ -291,7 +327,7 @@ class Remote:
             )
             if made is not None:
                 index[key] = _Known(made.tag, mark)
-                self.listing[key] = made
+                self._note(key, made)
                 return
             # Another machine wrote it since it was seen: its rows come first, then again.
             found = self.objects.look(key)
@@ -305,6 +341,11 @@ class Remote:
         raise LakeError(
             f"{self.objects.url}/{key}: other machines write it all the time; try again later"
         )
+
+    def _note(self, key: str, made: Object) -> None:
+        """Adds an object to the listing, of which others may be looking at the former one."""
+        with self._lock:
+            self.listing = {**self.listing, key: made}
 
     def _side_files(self) -> Iterator[tuple[str, Path]]:
         for folder, folders, files in os.walk(self.lake):
@@ -395,9 +436,20 @@ class Remote:
         )
 
     def _partial(self) -> Path:
-        folder = self.lake / WORK / ".fetching"
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder / uuid.uuid4().hex
+        self._fetching.mkdir(parents=True, exist_ok=True)
+        return self._fetching / f"{_own_name()}-{uuid.uuid4().hex}"
+
+    @property
+    def _fetching(self) -> Path:
+        """Folder of what is being brought."""
+        return self.lake / WORK / ".fetching"
+
+    def _sweep_fetching(self) -> None:
+        """Removes what dead processes were bringing."""
+        for path in self._fetching.glob("*"):
+            with contextlib.suppress(FileNotFoundError):
+                if not _may_live(_named_owner(path.name), path.stat().st_mtime):
+                    path.unlink()
 
     def _make_room(self, wanted: int) -> None:
         """Removes copies that were not used for longest, as far as they take too much.
@@ -405,48 +457,61 @@ class Remote:
         What living processes of this machine may be reading stays: all that was used since the
         first of them began what it does.
         """
-        if self._used is not None and self._used + wanted <= self.cache_bytes:
+        crowded = time.monotonic() - self._crowded_at < CROWDED_SECONDS
+        if self._used is not None and (crowded or self._used + wanted <= self.cache_bytes):
             self._used += wanted
             return
-        copies = [
-            (path, path.stat())
-            for path in self.lake.rglob("*")
-            if path.is_file() and self._is_copy(path)
-        ]
+        copies = list(self._copies())
         over = sum(found.st_size for _, found in copies) + wanted - self.cache_bytes
         begun = min(self._sessions(), default=time.time())
         for path, found in sorted(copies, key=lambda pair: pair[1].st_atime_ns):
             if over <= 0 or found.st_atime >= begun:
                 break
-            path.unlink(missing_ok=True)
-            over -= found.st_size
+            with contextlib.suppress(FileNotFoundError):
+                # Another process may have begun to read it since.
+                if path.stat().st_atime < begun:
+                    path.unlink()
+                    over -= found.st_size
         self._used = self.cache_bytes + over
+        self._crowded_at = time.monotonic() if over > 0 else -float("inf")
 
-    def _is_copy(self, path: Path) -> bool:
-        """Whether the store has a file of a version, so that it can be brought again."""
-        key = path.relative_to(self.lake).as_posix()
-        parts = key.split("/")
-        return (
-            parts[0] != WORK
-            and any(is_version(part) for part in parts[:-1])
-            and self.holds(key, path.stat().st_size)
-        )
+    def _copies(self) -> Iterator[tuple[Path, os.stat_result]]:
+        """Files of versions that the store has, so that they can be brought again."""
+        for folder, folders, files in os.walk(self.lake):
+            parts = Path(folder).relative_to(self.lake).parts
+            folders[:] = [name for name in folders if parts or name != WORK]
+            if not any(is_version(part) for part in parts):
+                continue
+            for name in files:
+                path = Path(folder, name)
+                with contextlib.suppress(FileNotFoundError):
+                    found = path.stat()
+                    if self.holds("/".join((*parts, name)), found.st_size):
+                        yield path, found
 
     def begin(self) -> None:
-        """Notes that this process begins something new: what it used before may be evicted."""
+        """Notes that this process begins something new: what it used before may be evicted.
+
+        Nothing is noted while a step of this process works: what it uses stays.
+        """
+        if self._leases:
+            return
+        self._sweep_fetching()
         self._sessions()  # forgets dead ones
-        me = this_process()
-        path = self.root / ".readers" / f"{me.pid}-{me.born}.json"
-        write_atomically(path, json.dumps({"owner": asdict(me), "at": time.time()}))
+        self._crowded_at = -float("inf")
+        path = self.root / ".readers" / f"{_own_name()}.json"
+        note = {"owner": asdict(this_process()), "at": time.time()}
+        write_atomically(path, json.dumps(note))
 
     def _sessions(self) -> list[float]:
-        """When each living process of this machine began what it does; dead ones are forgotten."""
+        """When each living process began what it does; those that are gone are forgotten."""
         found: list[float] = []
         for path in (self.root / ".readers").glob("*.json"):
             with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
                 note = json.loads(path.read_text(encoding="utf-8"))
-                if Owner(**note["owner"]).alive:
-                    found.append(float(note["at"]))
+                at = float(note["at"])
+                if _may_live(Owner(**note["owner"]), at):
+                    found.append(at)
                 else:
                     path.unlink(missing_ok=True)
         return found
@@ -472,10 +537,38 @@ class Remote:
 
         Raises:
             TornUpload: If the store does not hold what was uploaded.
+            LakeError: If another machine has taken over the making of the artefact.
         """
         self._used = None
         current = next(iter(files)).split("/", 1)[0]
         self.sent.add(f"{folder}/{current}")
+        self._upload(folder, files, sent)
+        self._require_lease(folder)
+        key = f"{folder}/{MANIFEST}"
+        former = self.objects.read_small([key]).get(key)
+        made = self.objects.write(key, manifest)
+        there = self.objects.listing(folder)
+        if lost := [name for name in files if f"{folder}/{name}" not in there]:
+            self._take_back(key, made, former)
+            raise LakeError(
+                f"{self.objects.url}/{folder}/{lost[0]}: it was removed while its manifest was "
+                "written. Does another machine make the same? Run again: nothing was published."
+            )
+        with self._machine():
+            index = self._read_index()
+            _write_bytes(self.lake / key, manifest)
+            index[key] = _Known(made.tag, _mark(self.lake / key))
+            self._write_index(index)
+        gone = self._remove_replaced(folder, there, current, former, bool(sent))
+        with self._lock:
+            others = {k: v for k, v in self.listing.items() if not _below(k, folder)}
+            now = {**others, **there, key: made}
+            self.listing = {k: v for k, v in now.items() if k not in gone}
+
+    def _upload(
+        self, folder: str, files: Mapping[str, Mapping[str, Any]], sent: Collection[str]
+    ) -> None:
+        """Brings the files of a version to the store, and makes sure that it holds all of them."""
         here = [name for name in files if name not in sent]
         for name in here:
             self.objects.upload(self.lake / folder / name, f"{folder}/{name}")
@@ -491,33 +584,67 @@ class Remote:
                     f"{self.objects.url}/{key}: what a worker uploaded is not there any more. Run "
                     "again: nothing was published."
                 )
-        key = f"{folder}/{MANIFEST}"
-        made = self.objects.write(key, manifest)
-        with self._machine():
-            index = self._read_index()
-            _write_bytes(self.lake / key, manifest)
-            index[key] = _Known(made.tag, _mark(self.lake / key))
-            self._write_index(index)
-        old = [
+
+    def _require_lease(self, folder: str) -> None:
+        """Makes sure that no other machine has taken over what this process makes."""
+        lease = self._leases.get(folder)
+        if lease and not lease.is_ours():
+            raise LakeError(
+                f"{self.objects.url}/{folder}: another machine makes it now, because this one gave "
+                f"no sign of life for {EXPIRY_SECONDS:.0f} s (was it asleep, or cut off?). Nothing "
+                "was published here: run again, and what the other made is taken."
+            )
+
+    def _take_back(self, key: str, made: Object, former: bytes | None) -> None:
+        """Puts the former manifest in place of one, unless another machine has replaced it."""
+        now = self.objects.look(key)
+        if now is None or now.tag != made.tag:
+            return
+        if former is None:
+            self.objects.remove([key])
+        else:
+            self.objects.swap(key, former, made.tag)
+
+    def _remove_replaced(
+        self,
+        folder: str,
+        there: Mapping[str, Object],
+        current: str,
+        former: bytes | None,
+        worked: bool,
+    ) -> set[str]:
+        """Removes the version that was replaced, old ones that none names, and the step's work.
+
+        A younger one may be what another machine is just going to publish.
+        """
+        versions: dict[str, list[str]] = {}
+        for key in there:
+            if is_version(part := key[len(folder) + 1 :].split("/", 1)[0]) and part != current:
+                versions.setdefault(part, []).append(key)
+        now = max(found.at for found in there.values())
+        before = _version_of(former)
+        old = {
             key
-            for key in there
-            if is_version(part := key[len(folder) + 1 :].split("/", 1)[0]) and part != current
-        ]
-        work = f"{WORK}/{folder}/"
-        if sent or any(key.startswith(work) for key in self.listing):
-            old += self.objects.listing(work.rstrip("/"))
-        self.objects.remove(old)
-        others = {k: v for k, v in self.listing.items() if not _below(k, folder)}
-        gone = set(old)
-        now = {**others, **there, key: made}
-        self.listing = {k: v for k, v in now.items() if k not in gone}
+            for version, keys in versions.items()
+            if version == before or 0 < max(there[key].at for key in keys) < now - REPLACED_SECONDS
+            for key in keys
+        }
+        work = f"{WORK}/{folder}"
+        if worked or any(_below(key, work) for key in self.listing):
+            old |= set(self.objects.listing(work))
+        try:
+            self.objects.remove(old)
+        except LakeError as error:  # it is published; the audit names what is left
+            _log.warning("%s: %s", folder, error)
+            return set()
+        return old
 
     def discard(self, folder: str) -> bool:
         """Removes all objects below a folder; whether there were any."""
-        keys = list(self.objects.listing(folder))
+        keys = set(self.objects.listing(folder))
         self.objects.remove(keys)
-        for key in keys:
-            self.listing.pop(key, None)
+        with self._lock:
+            self.listing = {k: found for k, found in self.listing.items() if k not in keys}
         return bool(keys)
 
     def keep_output(self, name: str) -> None:
@@ -531,7 +658,7 @@ class Remote:
             index = self._read_index()
             index[key] = _Known(found.tag, _mark(path))
             self._write_index(index)
-        self.listing[key] = found
+        self._note(key, found)
 
     # --- leases ---
 
@@ -551,22 +678,23 @@ class Remote:
         lease = _Lease(self.objects, f"{LEASES}/{name}.json")
         waited = lease.take(waiting)
         ended = threading.Event()
-
-        def beat() -> None:
-            while not ended.wait(BEAT_SECONDS):
-                try:
-                    lease.renew()
-                    self.push()
-                except Exception as error:  # the step itself says so when it needs the store
-                    _log.warning("%s: %s", name, error)
-
-        thread = threading.Thread(target=beat, daemon=True, name=f"lease of {name}")
-        thread.start()
+        # Two threads: the lease must not wait for a large file that goes up.
+        beats = [
+            threading.Thread(
+                target=_beat, args=(name, act, ended), daemon=True, name=f"{act} {name}"
+            )
+            for act in (lease.renew, self.push)
+        ]
+        self._leases[name] = lease
+        for thread in beats:
+            thread.start()
         try:
             yield waited
         finally:
             ended.set()
-            thread.join()
+            for thread in beats:
+                thread.join()
+            self._leases.pop(name, None)
             lease.leave()
 
     def living(self) -> dict[str, Owner]:
@@ -581,6 +709,14 @@ class Remote:
                 if owner.alive if here else time.time() - lease.at < LIVING_SECONDS:
                     found[key.removeprefix(f"{LEASES}/").removesuffix(".json")] = owner
         return found
+
+
+def _beat(name: str, act: Callable[[], None], ended: threading.Event) -> None:
+    while not ended.wait(BEAT_SECONDS):
+        try:
+            act()
+        except Exception as error:  # the step itself says so when it needs the store
+            _log.warning("%s: %s", name, error)
 
 
 class _Lease:
@@ -609,9 +745,12 @@ class _Lease:
             if made := self._objects.create(self._key, self._data()):
                 self._tag = made.tag
                 return told
+            asked = time.monotonic()
             found = self._objects.look(self._key)
             if found is None:
                 continue
+            if time.monotonic() - asked > BEAT_SECONDS:
+                since = time.monotonic()  # the store was down: nobody could renew it
             note = self._note()
             if note.get("id") == self._id:  # it was made, and the answer was lost
                 self._tag = found.tag
@@ -634,10 +773,14 @@ class _Lease:
             return dict(json.loads(self._objects.read(self._key)))
         return {}
 
+    def is_ours(self) -> bool:
+        """Whether nobody has taken it over, as the store says now."""
+        return self._note().get("id") == self._id
+
     def renew(self) -> None:
         """Shows that its owner lives."""
         made = self._objects.swap(self._key, self._data(), self._tag)
-        if made is None and self._note().get("id") == self._id:
+        if made is None and self.is_ours():
             made = self._objects.look(self._key)  # it was renewed, and the answer was lost
         if made is None:
             _log.warning("%s was taken over by another machine", self._key)
@@ -650,6 +793,34 @@ class _Lease:
             found = self._objects.look(self._key)
             if found and found.tag == self._tag:
                 self._objects.remove([self._key])
+
+
+def _own_name() -> str:
+    """Name of this process in names of files."""
+    me = this_process()
+    return f"{me.host}-{me.pid}-{me.born}"
+
+
+def _named_owner(name: str) -> Owner | None:
+    """The process that a name which begins with `_own_name` tells."""
+    host, *numbers = name.rsplit("-", 3)
+    if len(numbers) == 3 and numbers[0].isdecimal() and numbers[1].isdecimal():
+        return Owner(int(numbers[0]), int(numbers[1]), host)
+    return None
+
+
+def _may_live(owner: Owner | None, seen: float) -> bool:
+    """Whether a process lives; of one that is not of this machine its last sign of life tells."""
+    if owner and owner.host == this_process().host:
+        return owner.alive
+    return time.time() - seen < FOREIGN_SECONDS
+
+
+def _version_of(manifest: bytes | None) -> str:
+    """The version that a manifest names; empty where there is none or it cannot be read."""
+    with contextlib.suppress(ValueError, KeyError, TypeError, StopIteration):
+        return str(next(iter(json.loads(manifest or b"{}")["files"]))).split("/", 1)[0]
+    return ""
 
 
 def _abandoned(note: dict[str, Any]) -> bool:

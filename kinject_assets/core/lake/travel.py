@@ -36,6 +36,9 @@ BLOBS = ".kept"
 UNFINISHED = {"saving"}
 """Folders in which training writes what gets its name when it is whole."""
 
+_hashed: dict[str, tuple[Mark, str]] = {}
+"""Files of work folders whose hash this process knows: path -> time of change and size, hash."""
+
 _FINGERPRINT = re.compile(r"[0-9a-f]{16}")
 _PARTIAL = re.compile(r"\.[0-9a-f]{32}(\.|$)|\.partial$")
 
@@ -96,6 +99,9 @@ def unpacked(request: Mapping[str, Any], store: Store) -> dict[str, Any]:
         path = store.root / relative
         if relative.parts[:2] == ("lake", WORK):
             _take_work(store, remote, path)
+        elif text == request.get("out"):
+            shutil.rmtree(path, ignore_errors=True)
+            path.mkdir(parents=True)
         elif relative.parts[:1] == ("lake",):
             _take(store, relative.parts[1:], path)
         return str(path)
@@ -143,22 +149,18 @@ def _require_inside(path: PurePosixPath) -> None:
 
 
 def _take(store: Store, parts: tuple[str, ...], path: Path) -> None:
-    """Brings what a version holds; the folder of one that is not published is made empty."""
+    """Brings what a published version holds."""
     at = next((n for n, part in enumerate(parts) if is_version(part)), None)
     if at is None:
         path.mkdir(parents=True, exist_ok=True)
         return
     cell, name = Cell(parts[0], parts[1:at]), "/".join(parts[at + 1 :]) or "."
-    if store.current(cell) == parts[at]:
-        store.path(cell, name)
-    elif name != ".":
+    if store.current(cell) != parts[at]:
         raise MissingArtefact(
             f"{cell} was made anew after this was asked for, so {'/'.join(parts)} is gone. Run "
             "again."
         )
-    else:
-        shutil.rmtree(path, ignore_errors=True)
-        path.mkdir(parents=True)
+    store.path(cell, name)
 
 
 # --- drafts ---
@@ -194,16 +196,18 @@ def send_draft(store: Store, draft: Path) -> dict[str, dict[str, Any]]:
     return listing
 
 
-def receive_draft(store: Store, draft: Path, listing: Listing, largest: int = LARGEST) -> None:
+def receive_draft(
+    store: Store, draft: Path, listing: Listing, largest: int | None = LARGEST
+) -> None:
     """Brings what `send_draft` sent to the draft's folder here; large files stay where they are.
 
     `Store.publish` takes these over from a note in the draft.
 
     Args:
         store: The lake of this machine.
-        draft: The folder.
+        draft: The folder, or one in it.
         listing: What `send_draft` returned.
-        largest: Bytes up to which a file is brought.
+        largest: Bytes up to which a file is brought; `None` for all, as a folder in a draft needs.
 
     Raises:
         BrokenArtefact: If a file is not the one that was sent.
@@ -211,12 +215,16 @@ def receive_draft(store: Store, draft: Path, listing: Listing, largest: int = LA
     if store.remote is None:
         return
     place = _key(store, draft)
-    store.remote.sent.add(place)
+    parts = place.split("/")
+    version = next(n for n, part in enumerate(parts) if is_version(part))
+    store.remote.sent.add("/".join(parts[: version + 1]))
     for name, sent in listing.items():
         _require_inside(PurePosixPath(name))
         path = draft / name
-        if sent["bytes"] <= largest and not _same(path, sent):
+        if (largest is None or sent["bytes"] <= largest) and not _same(path, sent):
             store.remote.bring(f"{place}/{name}", sent["bytes"], sent["sha256"], path)
+    if largest is None:
+        return
     write_atomically(draft / ELSEWHERE, json.dumps({name: dict(s) for name, s in listing.items()}))
 
 
@@ -263,7 +271,7 @@ def _send(objects: Objects, place: str, path: Path, mark: Mark, there: set[str])
     copy = path.parent / f".{path.name}.{uuid.uuid4().hex}"
     try:
         source = path
-        sha256 = file_sha256(source)
+        sha256 = _sha256(path, mark)
         if _mark_of(path) != mark:
             source = Path(shutil.copyfile(path, copy))
             sha256 = file_sha256(source)
@@ -281,6 +289,14 @@ def _send(objects: Objects, place: str, path: Path, mark: Mark, there: set[str])
         copy.unlink(missing_ok=True)
 
 
+def _sha256(path: Path, mark: Mark) -> str:
+    """Hash of a file, computed once while it stays as it is: a saved state may be of many GB."""
+    known = _hashed.get(str(path))
+    if known is None or known[0] != mark:
+        known = _hashed[str(path)] = (mark, file_sha256(path))
+    return known[1]
+
+
 def _send_work(store: Store, remote: Remote, path: Path) -> None:
     """Brings what a request names in a work folder; what the store keeps of it stays."""
     work = _work_of(store, path)
@@ -288,10 +304,15 @@ def _send_work(store: Store, remote: Remote, path: Path) -> None:
     kept = _kept(remote.objects, place)
     if not kept:
         sync_work(store, work)
-    elif path.is_file():
-        name = path.relative_to(work).as_posix()
-        there = {recorded["sha256"] for recorded in kept.values()}
-        kept[name] = _send(remote.objects, place, path, _mark_of(path), there)
+        return
+    # What a run of this machine kept since is added.
+    marks = {name: mark for name, mark in _scan(work).items() if name not in kept}
+    if path.is_file():
+        marks[path.relative_to(work).as_posix()] = _mark_of(path)
+    there = {recorded["sha256"] for recorded in kept.values()}
+    for name, mark in marks.items():
+        kept[name] = _send(remote.objects, place, work / name, mark, there)
+    if marks:
         remote.objects.write(f"{place}/{KEPT}", json.dumps(kept).encode())
 
 

@@ -108,6 +108,39 @@ def test_a_request_is_made_elsewhere_and_its_draft_published(machine: Machine) -
     assert left == [], "what the unfinished step kept is gone"
 
 
+def test_a_folder_in_a_draft_is_made_elsewhere_too(machine: Machine) -> None:
+    """A probe of `damage` writes below the draft, and several of them come back."""
+    here, there = machine("here"), machine("there")
+    with here.draft(MODEL) as draft:
+        for name in ("facts-a", "facts-b"):
+            sent = packed({"out": str(draft / name)}, here)
+            out = Path(unpacked(sent, there)["out"])
+            (out / "answers").write_text(name * 100)
+            receive_draft(here, draft / name, send_draft(there, out), largest=None)
+        manifest = publish(here, MODEL, draft)
+    names = sorted(name.split("/", 1)[1] for name in manifest.files)
+    assert names == ["facts-a/answers", "facts-b/answers"]
+    assert machine("third").path(MODEL, "facts-b/answers").read_text() == "facts-b" * 100
+
+
+def test_work_of_this_machine_is_added_to_what_the_store_keeps(machine: Machine) -> None:
+    """From the cluster to this machine and back: nothing of either is asked again."""
+    here, there = machine("here"), machine("there")
+    work = here.work(MODEL, FINGERPRINT)
+    (work / "first.parquet").write_text("1")
+    sent = packed({"work": str(work)}, here)
+    node = Path(unpacked(sent, there)["work"])
+    (node / "second.parquet").write_text("2")
+    sync_work(there, node)
+    (work / "third.parquet").write_text("3")
+    back = Path(unpacked(packed({"work": str(work)}, here), there)["work"])
+    assert {path.name for path in back.glob("*.parquet")} == {
+        "first.parquet",
+        "second.parquet",
+        "third.parquet",
+    }
+
+
 def test_a_draft_that_lost_a_file_is_not_published(machine: Machine) -> None:
     here, there = machine("here"), machine("there")
     with here.draft(MODEL) as draft:
