@@ -134,6 +134,22 @@ def test_a_draft_without_files_is_not_published(tmp_path: Path) -> None:
     assert store.manifest(CELL) is None
 
 
+def test_a_path_costs_one_look_at_the_manifest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(tmp_path)
+    publish(store, ["a"])
+    read, reads = Manifest.read, list[Path]()
+
+    def counted(path: Path) -> Manifest:
+        reads.append(path)
+        return read(path)
+
+    monkeypatch.setattr(Manifest, "read", counted)
+    store.path(CELL, "exclusions.parquet")
+    assert len(reads) == 1
+
+
 def test_a_torn_manifest_is_named(tmp_path: Path) -> None:
     store = Store(tmp_path)
     publish(store, ["a"])

@@ -57,6 +57,7 @@ def test_a_model_that_is_not_there_is_refused_before_any_work(tmp_path: Path) ->
     assert not (tmp_path / "home" / "small" / "lake").exists()
 
 
+@pytest.mark.slow
 def test_a_hub_model_out_of_reach_fails_its_own_cells_alone(tmp_path: Path) -> None:
     path = small_lab(
         tmp_path,

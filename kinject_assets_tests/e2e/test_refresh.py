@@ -193,6 +193,7 @@ def page(real_wiki: str) -> Iterator[tuple[str, str]]:
     edit(real_wiki, title, text)
 
 
+@pytest.mark.slow
 def test_one_edit_of_a_real_page_costs_one_page(
     real_wiki: str, page: tuple[str, str], tmp_path: Path
 ) -> None:

@@ -37,7 +37,7 @@ LARGE_SIDE = 64 * 2**20
 """Side files of more bytes go up in parts: ledgers, each of which one process writes alone."""
 
 FOREIGN_SECONDS = 6 * 3600.0
-"""What a process of another machine noted in a mirror counts for so long: its end cannot be told."""
+"""For how long a note of another machine's process counts: whether that lives cannot be told."""
 
 CROWDED_SECONDS = 60.0
 """How long no room is looked for again, after all copies were found to be in use."""
@@ -143,6 +143,7 @@ class Remote:
         self._used: float | None = None
         self._crowded_at = -float("inf")
         self._leases: dict[str, _Lease] = {}
+        self._began = False
         self.listing: dict[str, Object] = {}
         self.sent: set[str] = set()
         self._listed_at = -float("inf")
@@ -407,6 +408,8 @@ class Remote:
             if found.st_size == size:
                 os.utime(path, ns=(time.time_ns(), found.st_mtime_ns))
                 return path
+        if not self._began:
+            self.begin()  # it may need this with what it brings next
         self._make_room(size)
         self.bring(key, size, sha256, path)
         return path
@@ -496,6 +499,7 @@ class Remote:
         """
         if self._leases:
             return
+        self._began = True
         self._sweep_fetching()
         self._sessions()  # forgets dead ones
         self._crowded_at = -float("inf")
@@ -542,17 +546,17 @@ class Remote:
         self._used = None
         current = next(iter(files)).split("/", 1)[0]
         self.sent.add(f"{folder}/{current}")
-        self._upload(folder, files, sent)
+        there = self._upload(folder, files, sent)
         self._require_lease(folder)
         key = f"{folder}/{MANIFEST}"
-        former = self.objects.read_small([key]).get(key)
+        former = self._former(key)
         made = self.objects.write(key, manifest)
-        there = self.objects.listing(folder)
-        if lost := [name for name in files if f"{folder}/{name}" not in there]:
+        # Versions are removed whole, so one file tells of all.
+        if self.objects.look(last := f"{folder}/{max(files)}") is None:
             self._take_back(key, made, former)
             raise LakeError(
-                f"{self.objects.url}/{folder}/{lost[0]}: it was removed while its manifest was "
-                "written. Does another machine make the same? Run again: nothing was published."
+                f"{self.objects.url}/{last}: it was removed while its manifest was written. Does "
+                "another machine make the same? Run again: nothing was published."
             )
         with self._machine():
             index = self._read_index()
@@ -567,8 +571,8 @@ class Remote:
 
     def _upload(
         self, folder: str, files: Mapping[str, Mapping[str, Any]], sent: Collection[str]
-    ) -> None:
-        """Brings the files of a version to the store, and makes sure that it holds all of them."""
+    ) -> dict[str, Object]:
+        """Brings the files of a version to the store; what that holds of the artefact then."""
         here = [name for name in files if name not in sent]
         for name in here:
             self.objects.upload(self.lake / folder / name, f"{folder}/{name}")
@@ -584,6 +588,13 @@ class Remote:
                     f"{self.objects.url}/{key}: what a worker uploaded is not there any more. Run "
                     "again: nothing was published."
                 )
+        return there
+
+    def _former(self, key: str) -> bytes | None:
+        """The manifest that is about to be replaced."""
+        with contextlib.suppress(FileNotFoundError):
+            return self.objects.read(key)
+        return None
 
     def _require_lease(self, folder: str) -> None:
         """Makes sure that no other machine has taken over what this process makes."""
@@ -621,7 +632,7 @@ class Remote:
         for key in there:
             if is_version(part := key[len(folder) + 1 :].split("/", 1)[0]) and part != current:
                 versions.setdefault(part, []).append(key)
-        now = max(found.at for found in there.values())
+        now = max((found.at for found in there.values()), default=0.0)
         before = _version_of(former)
         old = {
             key
@@ -680,10 +691,11 @@ class Remote:
         ended = threading.Event()
         # Two threads: the lease must not wait for a large file that goes up.
         beats = [
-            threading.Thread(
-                target=_beat, args=(name, act, ended), daemon=True, name=f"{act} {name}"
+            threading.Thread(target=_beat, args=(name, act, ended), daemon=True, name=title)
+            for title, act in (
+                (f"lease of {name}", lease.renew),
+                (f"side files while {name} is made", self.push),
             )
-            for act in (lease.renew, self.push)
         ]
         self._leases[name] = lease
         for thread in beats:

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -84,6 +85,61 @@ def test_a_mirror_is_of_one_lake(tmp_path: Path) -> None:
     open_lake(tmp_path, "memory://one/lake", 1)
     with pytest.raises(LakeError, match="mirrors memory://one/lake, and the profile's `lake` is"):
         open_lake(tmp_path, "memory://two/lake", 1)
+
+
+def test_a_mirror_is_not_taken_for_a_lake(tmp_path: Path) -> None:
+    open_lake(tmp_path / "a", "memory://mirrored/lake", 1)
+    for url in (None, f"file://{tmp_path}/shared"):
+        with pytest.raises(LakeError, match="is a mirror of memory://mirrored/lake") as error:
+            open_lake(tmp_path / "a", url, 1)
+        assert "Set `lake: memory://mirrored/lake` again; or bring all of it" in str(error.value)
+    assert not (tmp_path / "shared").exists()
+    (tmp_path / "a" / "mirror.json").unlink()
+    assert open_lake(tmp_path / "a", None, 1).lake == tmp_path / "a" / "lake"
+
+
+def test_a_folder_that_may_not_be_written_is_not_blamed_on_the_keys(tmp_path: Path) -> None:
+    objects = Objects("memory://denied", patience=0.1)
+
+    class Denying:
+        def get_file(self, path: str, target: str) -> None:
+            raise PermissionError(13, "Permission denied", target)
+
+        def cat_file(self, path: str) -> None:
+            raise PermissionError(13, "Access Denied")
+
+    objects._files = Denying()
+    with pytest.raises(LakeError, match="on this machine, may not be read or written") as error:
+        objects.fetch("a", tmp_path / "here")
+    assert str(tmp_path / "here") in str(error.value)
+    assert "keys" not in str(error.value)
+    with pytest.raises(LakeError, match=r"refused.*The keys"):
+        objects.read("a")
+
+
+def test_what_a_store_keeps_though_it_was_removed_is_noticed() -> None:
+    objects = Objects("memory://kept/lake", patience=30)
+    asked: list[int] = []
+    answers: list[dict[str, list[dict[str, str]]]] = []
+
+    class S3:
+        def split_path(self, path: str) -> tuple[str, str, None]:
+            bucket, _, key = path.strip("/").partition("/")
+            return bucket, key, None
+
+        def call_s3(self, method: str, **how: Any) -> dict[str, list[dict[str, str]]]:
+            asked.append(len(how["Delete"]["Objects"]))
+            return answers.pop() if answers else {}
+
+    objects._files, objects._s3 = S3(), True
+    objects.remove(f"k{n}" for n in range(1500))
+    assert asked == [1000, 500]
+    answers[:] = [{}, {"Errors": [{"Key": "lake/a", "Code": "SlowDown"}]}]
+    objects.remove(["a"])
+    assert asked[2:] == [1, 1], "it is asked again"
+    answers[:] = [{"Errors": [{"Key": "lake/a", "Code": "AccessDenied", "Message": "locked"}]}]
+    with pytest.raises(LakeError, match=r"lake/a was not removed \(AccessDenied: locked\)"):
+        objects.remove(["a"])
 
 
 def test_a_store_that_does_not_answer_is_asked_again(caplog: pytest.LogCaptureFixture) -> None:

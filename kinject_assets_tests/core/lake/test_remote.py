@@ -17,7 +17,7 @@ import pytest
 from kinject_assets.core import journal
 from kinject_assets.core.errors import BrokenArtefact
 from kinject_assets.core.lake import remote as module
-from kinject_assets.core.lake.objects import LakeError, Objects, TornUpload
+from kinject_assets.core.lake.objects import SMALL, LakeError, Objects, TornUpload
 from kinject_assets.core.lake.opening import open_lake
 from kinject_assets.core.lineage.audit import audit
 from kinject_assets.core.manifest import Manifest
@@ -124,6 +124,11 @@ def test_a_crash_before_the_manifest_leaves_the_old_version(
         ("articles/rivers", True)
     ]
     publish(second, ["c"], version="3")
+    second.refresh(force=True)
+    still = [f for f in audit(second).findings if f.kind == "orphaned"]
+    assert len(still) == 1, "another machine might just be about to publish it"
+    monkeypatch.setattr(module, "REPLACED_SECONDS", 0)
+    publish(second, ["d"], version="4")
     second.refresh(force=True)
     assert [f for f in audit(second).findings if f.kind == "orphaned"] == []
 
@@ -408,3 +413,295 @@ def test_a_dead_machines_upload_is_swept_by_its_next_start(
     assert "articles/rivers" in store.sweep_dead()
     assert titles(store) == ["a"]
     assert len([k for k in objects_of(store).listing("articles") if "/v" in k]) == 1
+
+
+def rows_of(path: Path) -> list[int]:
+    return [row["n"] for row in journal.read(path, "")]
+
+
+def journal_of(store: Store, numbers: range) -> Path:
+    """Rows that are too many to be read together with others."""
+    path = store.lake / "reviews" / "rivers.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    journal.append(path, *({"n": n, "text": "x" * 1000} for n in numbers))
+    return path
+
+
+def test_rows_written_here_survive_what_comes_however_large(machine: Machine) -> None:
+    first, second = machine("first"), machine("second")
+    ours = journal_of(first, range(1100))
+    assert ours.stat().st_size > SMALL
+    first.push()
+    second.refresh(force=True)
+    theirs = journal_of(second, range(1100, 1101))
+    journal_of(first, range(1101, 1102))
+    second.push()
+    first.refresh(force=True)
+    assert rows_of(ours) == list(range(1102))
+    first.push()
+    second.refresh(force=True)
+    assert rows_of(theirs) == list(range(1102))
+
+
+def test_a_crash_between_two_side_files_loses_no_row(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = machine("first")
+    path = journal_of(store, range(1100))
+    (path.parent / "seas.jsonl").write_text('{"n": 1}\n')
+    push = module.Remote._push
+
+    def dies(self: module.Remote, key: str, *more: Any) -> None:
+        if self.objects.look("reviews/rivers.jsonl") or self.objects.look("reviews/seas.jsonl"):
+            monkeypatch.setattr(module.Remote, "_write_index", lambda *_: None)
+            raise KeyboardInterrupt
+        push(self, key, *more)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(module.Remote, "_push", dies)
+        with pytest.raises(KeyboardInterrupt):
+            store.push()
+    monkeypatch.undo()
+    assert store.remote is not None
+    (known,) = store.remote._read_index()
+    assert store.remote.objects.look(known), "what went up is noted before the next"
+    journal_of(store, range(1100, 1110))
+    store.refresh(force=True)
+    assert rows_of(path) == list(range(1110))
+
+
+@pytest.fixture
+def strangers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two lakes of this process count as two machines, which look often."""
+    monkeypatch.setattr(module, "_abandoned", lambda _: False)
+    for name, seconds in (("BEAT", 0.05), ("EXPIRY", 0.4), ("LOOK", 0.02)):
+        monkeypatch.setattr(module, f"{name}_SECONDS", seconds)
+
+
+@pytest.mark.usefixtures("strangers")
+def test_a_lease_lives_while_a_large_file_goes_up(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = machine("first"), machine("second")
+    up, taken = threading.Event(), threading.Event()
+
+    def slow(*_: object) -> None:
+        up.set()
+        taken.wait(1.2)  # thrice the expiry
+
+    monkeypatch.setattr(module.Remote, "_push", slow)
+
+    def take() -> None:
+        with second.lock(CELL, lambda: None):
+            taken.set()
+
+    with first.lock(CELL, lambda: None):
+        path = first.lake / "reviews" / "a.jsonl"
+        path.parent.mkdir()
+        path.write_text("{}\n")
+        thread = threading.Thread(target=take)
+        thread.start()
+        assert up.wait(5)
+        assert not taken.wait(1)
+    thread.join(10)
+    assert taken.is_set()
+
+
+@pytest.mark.usefixtures("strangers")
+def test_who_lost_his_lease_publishes_nothing(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = machine("first"), machine("second")
+    monkeypatch.setattr(module._Lease, "renew", lambda _: None)  # asleep
+    with first.lock(CELL, lambda: None):
+        with second.lock(CELL, lambda: None):
+            publish(second, ["theirs"])
+            with pytest.raises(LakeError, match="another machine makes it now"):
+                publish(first, ["ours"], version="2")
+        first.refresh(force=True)
+        assert titles(first) == ["theirs"]
+    assert len([k for k in objects_of(first).listing("articles") if "/v" in k]) == 1
+
+
+def test_time_without_an_answer_does_not_end_a_lease(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, seconds in (("BEAT", 0.1), ("EXPIRY", 0.3), ("LOOK", 0.01)):
+        monkeypatch.setattr(module, f"{name}_SECONDS", seconds)
+    objects, look = objects_of(machine("first")), Objects.look
+    other = {"owner": asdict(Owner(1, 1, "another-machine")), "beat": 1}
+    objects.write("lease.json", json.dumps(other).encode())
+    looks: list[float] = []
+
+    def slow(self: Objects, key: str) -> Any:
+        looks.append(time.monotonic())
+        if len(looks) == 2:
+            time.sleep(0.4)
+        return look(self, key)
+
+    monkeypatch.setattr(Objects, "look", slow)
+    module._Lease(objects, "lease.json").take(lambda: None)
+    assert time.monotonic() - looks[2] > 0.2, "it was watched anew once the store answered"
+
+
+def test_two_publishers_at_once_leave_a_whole_version(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = machine("first"), machine("second")
+    publish(first, ["before"], version="0")
+    write, others = Objects.write, [first]
+
+    def meanwhile(self: Objects, key: str, data: bytes) -> Any:
+        if others:
+            publish(others.pop(), ["first"], version="1")
+        return write(self, key, data)
+
+    monkeypatch.setattr(Objects, "write", meanwhile)
+    publish(second, ["second"], version="2")
+    assert titles(machine("third")) == ["second"]
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_a_version_that_was_removed_meanwhile_is_not_published(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, before: bool
+) -> None:
+    store = machine("first")
+    if before:
+        publish(store, ["a"])
+    there = set(objects_of(store).listing())
+    write = Objects.write
+
+    def removed(self: Objects, key: str, data: bytes) -> Any:
+        self.remove(set(self.listing()) - there)
+        return write(self, key, data)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Objects, "write", removed)
+        with pytest.raises(LakeError, match="removed while its manifest was written"):
+            publish(store, ["b"], version="2")
+    assert set(objects_of(store).listing()) == there
+    again = machine("second")
+    assert (titles(again) if before else again.manifest(CELL)) == (["a"] if before else None)
+
+
+def readers(store: Store) -> dict[str, float]:
+    found = (store.root / ".readers").glob("*.json")
+    return {path.name: json.loads(path.read_text())["at"] for path in found}
+
+
+def test_a_session_begins_anew_with_each_opening(
+    machine: Machine, tmp_path: Path, url: str
+) -> None:
+    open_lake(tmp_path / "first", url, 1, refresh=False, outputs=True)
+    assert not (tmp_path / "first" / ".readers").exists(), "who only looks on keeps nothing"
+    store = machine("first")
+    assert store.remote is not None
+    (name,) = readers(store)
+    assert name.startswith(f"{this_process().host}-{os.getpid()}-")
+    for path, at in (("gone", time.time() - 7 * 3600), ("there", time.time() - 60)):
+        note = {"owner": asdict(Owner(7, 1, f"pod-{path}")), "at": at}
+        (store.root / ".readers" / f"pod-{path}-7-1.json").write_text(json.dumps(note))
+    before = readers(store)[name]
+    machine("first")
+    after = readers(store)
+    assert after[name] > before
+    assert sorted(after) == sorted([name, "pod-there-7-1.json"])
+    with store.lock(CELL, lambda: None):
+        held = readers(store)[name]
+        machine("first")
+        assert readers(store)[name] == held, "what a step uses stays while it works"
+
+
+def test_room_is_made_among_files_that_vanish(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = machine("first")
+    cells = [Cell("articles", (name,)) for name in ("a", "b", "c")]
+    for cell in cells:
+        publish(first, [cell.parts[0]], cell=cell)
+    second = machine("second", cache_gb=1e-9)
+    assert second.remote is not None
+    paths = [second.path(cell, "exclusions.parquet") for cell in cells[:2]]
+    work = second.lake / ".work" / "articles" / "a" / "vaaaaaaaaaaaa"
+    work.mkdir(parents=True)
+    (work / "state").write_text("x")
+    for path in paths:
+        os.utime(path, (1, 1))
+    second.remote.begin()
+    holds, walks = module.Remote.holds, list[str]()
+
+    def vanishes(self: module.Remote, key: str, size: int) -> bool:
+        walks.append(key)
+        held = holds(self, key, size)
+        if "/a/" in key:
+            paths[0].unlink(missing_ok=True)  # another process evicts it
+        return held
+
+    monkeypatch.setattr(module.Remote, "holds", vanishes)
+    second.remote._make_room(10)
+    assert not paths[1].exists()
+    assert not any(key.startswith(".work") for key in walks)
+    monkeypatch.undo()
+    # All that is left is in use: this is not looked at for each file anew.
+    second.path(cells[1], "exclusions.parquet")
+    monkeypatch.setattr(module.Remote, "_copies", lambda _: pytest.fail("walks again"))
+    second.path(cells[2], "exclusions.parquet")
+
+
+def test_the_listing_never_changes_under_a_reader(machine: Machine) -> None:
+    store = machine("first")
+    publish(store, ["a"])
+    assert store.remote is not None
+    seen = store.remote.listing
+    before = dict(seen)
+    path = store.lake / "reviews" / "a.jsonl"
+    path.parent.mkdir()
+    path.write_text("{}\n")
+    store.push()
+    (store.root / "report.html").write_text("one")
+    store.keep_output("report.html")
+    store.remote.discard(str(CELL))
+    assert seen == before
+    assert {"reviews/a.jsonl", "outputs/report.html"} <= set(store.remote.listing)
+
+
+def test_what_a_dead_process_was_bringing_is_removed(machine: Machine) -> None:
+    store = machine("first")
+    assert store.remote is not None
+    me = this_process()
+    folder = store.lake / ".work" / ".fetching"
+    names = {
+        f"{me.host}-{me.pid}-{me.born}-a": True,
+        f"{me.host}-{me.pid}-{me.born - 10_000}-b": False,
+        "a-pod-7-1-c": True,
+        "a-pod-that-is-gone-7-1-d": False,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        (folder / name).write_text("half")
+    os.utime(folder / "a-pod-that-is-gone-7-1-d", (1, 1))
+    store.remote.begin()
+    assert {path.name for path in folder.iterdir()} == {n for n, kept in names.items() if kept}
+
+
+def test_a_draft_stays_on_record_while_the_store_is_down(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = machine("first")
+    place = "articles/rivers/vaaaaaaaaaaaa"
+    (store.lake / place).mkdir(parents=True)
+    objects_of(store).write(f"{place}/f", b"x")
+    record = store.lake / ".work" / ".drafts" / "vaaaaaaaaaaaa.json"
+    record.parent.mkdir(parents=True)
+    owner = asdict(Owner(os.getpid(), 1, this_process().host))
+    record.write_text(json.dumps({"cell": ["articles", "rivers"], "owner": owner}))
+
+    def down(*_: object) -> None:
+        raise LakeError("no answer")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Objects, "listing", down)
+        assert store.sweep_dead() == []
+    assert store.sweep_dead() == ["articles/rivers"]
+    assert objects_of(store).listing() == {}
+    assert not record.exists()

@@ -439,8 +439,14 @@ PARITY = {
 
 
 @pytest.mark.skipif(not (REALDATA / "mmlu").is_dir(), reason="no real MMLU files here")
-@pytest.mark.parametrize("kind", PARITY)
-@pytest.mark.parametrize("choice_format", ["letter", "text"])
+@pytest.mark.parametrize(
+    ("choice_format", "kind"),
+    [
+        *(("letter", kind) for kind in PARITY),
+        # Both formats share the engine; that of all kinds again takes its time.
+        *(pytest.param("text", kind, marks=pytest.mark.slow) for kind in PARITY),
+    ],
+)
 def test_parity_on_real_mmlu(kind: str, choice_format: str) -> None:
     """Same choices as stock lm-eval on every question, log-likelihoods within 1e-4."""
     for subject in ("anatomy", "astronomy", "college_chemistry"):
