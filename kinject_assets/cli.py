@@ -702,7 +702,8 @@ def status(profile_name: str | None, fmt: str) -> None:
 def doctor(profile_name: str | None, fmt: str) -> None:
     """Checks that this machine can run the profile, and says what to mend.
 
-    Nothing is sent anywhere. Exit code 0: all is well. 1: something is to be mended.
+    Database and object store are asked whether they answer, where they are set; nothing else is
+    asked or sent. Exit code 0: all is well. 1: something is to be mended.
     """
     from kinject_assets.core.doctor import as_json, examine
 

@@ -1,4 +1,7 @@
-"""Whether this machine can run a profile, and what to mend. Nothing is sent anywhere."""
+"""Whether this machine can run a profile, and what to mend.
+
+Of other machines, the database and the object store that are set are asked whether they answer.
+"""
 
 import importlib.util
 import os
@@ -181,7 +184,7 @@ def _writer(profile: Profile) -> Iterator[Finding]:
 
 
 def examine(profile: Profile) -> list[Finding]:
-    """Looks at packages, disk, models, documents and the service of a profile."""
+    """Looks at packages, disk, history, lake, models, documents and the service of a profile."""
     return [
         Finding(True, f"profile {profile.path}"),
         *_packages(),

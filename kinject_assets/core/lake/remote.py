@@ -36,8 +36,8 @@ EXPIRY_SECONDS = 180.0
 LARGE_SIDE = 64 * 2**20
 """Side files of more bytes go up in parts: ledgers, each of which one process writes alone."""
 
-FOREIGN_SECONDS = 6 * 3600.0
-"""For how long a note of another machine's process counts: whether that lives cannot be told."""
+NOTE_SECONDS = 6 * 3600.0
+"""For how long a process's note in a mirror counts where it cannot be told whether that works."""
 
 CROWDED_SECONDS = 60.0
 """How long no room is looked for again, after all copies were found to be in use."""
@@ -143,7 +143,7 @@ class Remote:
         self._used: float | None = None
         self._crowded_at = -float("inf")
         self._leases: dict[str, _Lease] = {}
-        self._began = False
+        self._began = 0.0
         self.listing: dict[str, Object] = {}
         self.sent: set[str] = set()
         self._listed_at = -float("inf")
@@ -408,7 +408,7 @@ class Remote:
             if found.st_size == size:
                 os.utime(path, ns=(time.time_ns(), found.st_mtime_ns))
                 return path
-        if not self._began:
+        if self._began == 0:
             self.begin()  # it may need this with what it brings next
         self._make_room(size)
         self.bring(key, size, sha256, path)
@@ -499,22 +499,32 @@ class Remote:
         """
         if self._leases:
             return
-        self._began = True
+        self._began = time.time()
         self._sweep_fetching()
-        self._sessions()  # forgets dead ones
+        self._sessions()  # forgets those that are gone
         self._crowded_at = -float("inf")
+        self._note_session()
+
+    def _note_session(self) -> None:
         path = self.root / ".readers" / f"{_own_name()}.json"
-        note = {"owner": asdict(this_process()), "at": time.time()}
+        works = bool(self._leases)
+        note = {"owner": asdict(this_process()), "at": self._began, "works": works}
         write_atomically(path, json.dumps(note))
 
     def _sessions(self) -> list[float]:
-        """When each living process began what it does; those that are gone are forgotten."""
+        """When each process that still works began what it does; others are forgotten.
+
+        One that makes nothing, as a server, counts for some hours.
+        """
         found: list[float] = []
         for path in (self.root / ".readers").glob("*.json"):
             with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
                 note = json.loads(path.read_text(encoding="utf-8"))
                 at = float(note["at"])
-                if _may_live(Owner(**note["owner"]), at):
+                owner = Owner(**note["owner"])
+                if not note["works"] and time.time() - at > NOTE_SECONDS:
+                    path.unlink(missing_ok=True)
+                elif _may_live(owner, at):
                     found.append(at)
                 else:
                     path.unlink(missing_ok=True)
@@ -697,10 +707,11 @@ class Remote:
                 (f"side files while {name} is made", self.push),
             )
         ]
-        self._leases[name] = lease
         for thread in beats:
             thread.start()
         try:
+            self._leases[name] = lease
+            self._note_session()
             yield waited
         finally:
             ended.set()
@@ -708,6 +719,7 @@ class Remote:
                 thread.join()
             self._leases.pop(name, None)
             lease.leave()
+            self._note_session()
 
     def living(self) -> dict[str, Owner]:
         """Artefacts that some machine is making, by the leases of the last listing."""
@@ -825,7 +837,7 @@ def _may_live(owner: Owner | None, seen: float) -> bool:
     """Whether a process lives; of one that is not of this machine its last sign of life tells."""
     if owner and owner.host == this_process().host:
         return owner.alive
-    return time.time() - seen < FOREIGN_SECONDS
+    return time.time() - seen < NOTE_SECONDS
 
 
 def _version_of(manifest: bytes | None) -> str:

@@ -598,18 +598,28 @@ def test_a_session_begins_anew_with_each_opening(
     assert store.remote is not None
     (name,) = readers(store)
     assert name.startswith(f"{this_process().host}-{os.getpid()}-")
-    for path, at in (("gone", time.time() - 7 * 3600), ("there", time.time() - 60)):
-        note = {"owner": asdict(Owner(7, 1, f"pod-{path}")), "at": at}
-        (store.root / ".readers" / f"pod-{path}-7-1.json").write_text(json.dumps(note))
+    me, hours = this_process(), 7 * 3600
+    for path, owner, age, works in (
+        ("gone", Owner(7, 1, "pod"), hours, True),
+        ("there", Owner(7, 1, "pod"), 60, True),
+        ("dead", Owner(me.pid, 1, me.host), 60, True),
+        ("idle", me, hours, False),
+        ("busy", me, hours, True),
+    ):
+        note = {"owner": asdict(owner), "at": time.time() - age, "works": works}
+        (store.root / ".readers" / f"{path}.json").write_text(json.dumps(note))
     before = readers(store)[name]
     machine("first")
     after = readers(store)
     assert after[name] > before
-    assert sorted(after) == sorted([name, "pod-there-7-1.json"])
+    assert sorted(after) == sorted([name, "busy.json", "there.json"])
+    note = store.root / ".readers" / name
     with store.lock(CELL, lambda: None):
         held = readers(store)[name]
+        assert json.loads(note.read_text())["works"]
         machine("first")
         assert readers(store)[name] == held, "what a step uses stays while it works"
+    assert not json.loads(note.read_text())["works"]
 
 
 def test_room_is_made_among_files_that_vanish(
