@@ -315,8 +315,7 @@ def test_ctrl_c_stops_the_job_and_a_killed_run_leaves_none_for_the_next(
 def test_processes_on_two_nodes_train_one_checkpoint(
     ray_run: Run, cluster: Cluster, tmp_path: Path
 ) -> None:
-    if len(cluster.alive()) < 2:
-        cluster.start("fourth", 1, {})
+    cluster.start("fourth", 1, {})
     run = again(ray_run, tmp_path, f"checkpoint/{CELL}")
     profile = study_of(tmp_path, cluster={"train": {"cpus": 1}})
     settings = profile.read_text().replace("learning_rates:", "processes: 2\n  learning_rates:", 1)
