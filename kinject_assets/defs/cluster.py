@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from dagster import PipesMessageHandler
 
+from kinject_assets.config import base_folder
 from kinject_assets.core.errors import DiskFull, KinjectError
 from kinject_assets.core.lake.travel import LARGEST, packed, receive_draft
 from kinject_assets.core.process import this_process
@@ -298,6 +299,8 @@ def _started() -> str:
     """Starts a cluster of this machine alone that ends with this process; its address."""
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # else it listens on every interface
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Its processes work in other folders than this one.
+    os.environ.setdefault("KINJECT_HOME", str(base_folder()))
     # Other users of this machine reach the loopback interface, too. Ray itself would keep a token
     # in the home folder.
     os.environ.setdefault("RAY_AUTH_MODE", "token")
