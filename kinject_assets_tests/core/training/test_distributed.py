@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from kinject_assets.core.errors import KinjectError
 from kinject_assets.core.progress import silent
 from kinject_assets.core.schema import Damage
-from kinject_assets.core.store import read_rows
+from kinject_assets.core.store import Store, read_rows
 from kinject_assets.core.training.packing import cut
 from kinject_assets.core.training.ranks import Ranks
 from kinject_assets.core.training.trainer import TrainRequest, train
@@ -176,7 +176,8 @@ def step_of(folder: Path, context: Any) -> Any:
         work=folder,
         cell="checkpoint/events/lab-llama.full.p04",
         report=silent,
-        study=SimpleNamespace(store=SimpleNamespace(root=folder)),
+        worked=lambda seconds: None,
+        study=SimpleNamespace(store=Store(folder)),
     )
 
 
