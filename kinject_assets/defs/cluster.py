@@ -47,6 +47,9 @@ FLUSH_SECONDS = 30.0
 PATIENCE_SECONDS = 120.0
 """How long the dashboard may be out of reach while a job runs."""
 
+NO_AGENT = "No available agent"
+"""In what Ray says where no node can take a job yet."""
+
 STOP_SECONDS = 30.0
 """How long a job that was asked to stop is waited for; Ray kills it after three seconds."""
 
@@ -272,6 +275,17 @@ def _client(address: str) -> "JobSubmissionClient":
 
     class Patient(JobSubmissionClient):
         """A job of many hours is not given up for one request that fails."""
+
+        def submit_job(self, **job: Any) -> str:
+            until = time.monotonic() + PATIENCE_SECONDS
+            while True:
+                try:
+                    return super().submit_job(**job)
+                except RuntimeError as error:
+                    # A cluster that has just started takes jobs some seconds later.
+                    if NO_AGENT not in str(error) or time.monotonic() > until:
+                        raise
+                    time.sleep(1.0)
 
         def get_job_status(self, job_id: str) -> JobStatus:
             until = time.monotonic() + PATIENCE_SECONDS
