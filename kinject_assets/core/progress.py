@@ -1,8 +1,10 @@
 """How long work tells where it is."""
 
 import json
+import threading
 import time
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
@@ -22,6 +24,24 @@ class Report(Protocol):
 
     def __call__(self, message: str, done: int | None = None, total: int | None = None) -> None:
         """Reports progress: what is being done, and how much of how much."""
+
+
+@contextmanager
+def repeating(act: Callable[[], None], seconds: float) -> Iterator[None]:
+    """Does something every so often, in a thread of its own, as long as the block runs."""
+    ended = threading.Event()
+
+    def repeat() -> None:
+        while not ended.wait(seconds):
+            act()
+
+    thread = threading.Thread(target=repeat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def silent(message: str, done: int | None = None, total: int | None = None) -> None:

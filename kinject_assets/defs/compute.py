@@ -12,7 +12,6 @@ import importlib
 import json
 import os
 import sys
-import threading
 import time
 from collections.abc import Iterable, Iterator
 from typing import Any, Literal
@@ -25,7 +24,7 @@ from kinject_assets.core.errors import DiskFull, KinjectError
 from kinject_assets.core.history import POSTGRES_URL
 from kinject_assets.core.lake.travel import bring
 from kinject_assets.core.plan import METHODS
-from kinject_assets.core.progress import KEPT_SECONDS, PROGRESS, Progress, Report
+from kinject_assets.core.progress import KEPT_SECONDS, PROGRESS, Progress, Report, repeating
 from kinject_assets.core.training.ranks import RankOutOfMemory
 from kinject_assets.core.training.trial import leaner, said_of, too_large
 from kinject_assets.defs.io import LISTENERS, Step
@@ -67,22 +66,15 @@ def load_libraries(assets: Iterable[str]) -> None:
 @contextlib.contextmanager
 def _shown(step: Step) -> Iterator[None]:
     """Passes on to listeners what a worker's process notes of its progress."""
-    ended = threading.Event()
 
     def look() -> None:
-        while not ended.wait(KEPT_SECONDS):
-            if note := Progress.read(step.work / PROGRESS):
-                with contextlib.suppress(KeyboardInterrupt):  # the main thread hears it, too
-                    for listener in LISTENERS:
-                        listener.progress(note.message, note.done, note.total)
+        if note := Progress.read(step.work / PROGRESS):
+            with contextlib.suppress(KeyboardInterrupt):  # the main thread hears it, too
+                for listener in LISTENERS:
+                    listener.progress(note.message, note.done, note.total)
 
-    thread = threading.Thread(target=look, daemon=True)
-    thread.start()
-    try:
+    with repeating(look, KEPT_SECONDS):
         yield
-    finally:
-        ended.set()
-        thread.join()
 
 
 def _reports(step: Step) -> Report:

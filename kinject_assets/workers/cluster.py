@@ -14,7 +14,6 @@ import importlib
 import logging
 import os
 import socket
-import threading
 import time
 import uuid
 from collections import Counter
@@ -30,7 +29,7 @@ from kinject_assets.config import base_folder
 from kinject_assets.core.errors import KinjectError, is_disk_full
 from kinject_assets.core.lake.opening import open_lake
 from kinject_assets.core.lake.travel import send_draft, sync_work, unpacked
-from kinject_assets.core.progress import KEPT_SECONDS, Report, silent
+from kinject_assets.core.progress import KEPT_SECONDS, Report, repeating, silent
 from kinject_assets.core.store import Store
 from kinject_assets.core.training.ranks import STORE, RankOutOfMemory
 from kinject_assets.workers.entry import read_request, stay_local
@@ -576,20 +575,15 @@ def _synced(store: Store, work: Path | None) -> Iterator[None]:
     if work is None:
         yield
         return
-    ended = threading.Event()
 
     def sync() -> None:
-        while not ended.wait(SYNC_SECONDS):
-            with contextlib.suppress(KinjectError):  # the next time, or in the end
-                sync_work(store, work)
+        with contextlib.suppress(KinjectError):  # the next time, or in the end
+            sync_work(store, work)
 
-    thread = threading.Thread(target=sync, daemon=True)
-    thread.start()
     try:
-        yield
+        with repeating(sync, SYNC_SECONDS):
+            yield
     finally:
-        ended.set()
-        thread.join()
         sync_work(store, work)
 
 
