@@ -23,6 +23,13 @@ from kinject_assets_tests.raying import Cluster
 
 NODES = {"left": 1, "right": 1}
 
+STUDY: dict[str, Any] = {
+    "recipes": {"full.p00": None, "full.p01": None},
+    "grid": [{"corpora": ["events"], "models": ["lab-llama"], "recipes": ["full.p01"]}],
+    "damage": {},
+}
+"""A corpus, a model and a recipe: every kind of heavy step once or twice."""
+
 
 def run(words: list[str], env: dict[str, str]) -> float:
     """Runs a command to its end; its seconds."""
@@ -95,10 +102,10 @@ def measure(folder: Path) -> dict[str, Any]:
     local, ray = folder / "local", folder / "ray"
     for home in (local, ray):
         home.mkdir()
-    profile = small_lab(local, compute="local")
+    profile = small_lab(local, compute="local", **STUDY)
     walls = {"local": run(command("run", "--profile", str(profile)), environment(local))}
     nodes = {name: {"cpus": cpus} for name, cpus in NODES.items()}
-    profile = small_lab(ray, compute="ray", cluster={"nodes": nodes, "score": {"parts": 1}})
+    profile = small_lab(ray, compute="ray", cluster={"nodes": nodes}, **STUDY)
     cluster = Cluster(folder / "c", dict(os.environ))
     try:
         for name, cpus in NODES.items():
