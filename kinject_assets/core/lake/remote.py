@@ -13,6 +13,7 @@ import time
 import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from kinject_assets.core.errors import BrokenArtefact, KinjectError
 from kinject_assets.core.lake.objects import SMALL, LakeError, Object, Objects
 from kinject_assets.core.manifest import MANIFEST, file_sha256, is_version, write_atomically
 from kinject_assets.core.process import Owner, this_process
+from kinject_assets.core.progress import repeating
 from kinject_assets.core.store import OUTPUTS
 
 FRESH_SECONDS = 5.0
@@ -698,25 +700,16 @@ class Remote:
         """
         lease = _Lease(self.objects, f"{LEASES}/{name}.json")
         waited = lease.take(waiting)
-        ended = threading.Event()
-        # Two threads: the lease must not wait for a large file that goes up.
-        beats = [
-            threading.Thread(target=_beat, args=(name, act, ended), daemon=True, name=title)
-            for title, act in (
-                (f"lease of {name}", lease.renew),
-                (f"side files while {name} is made", self.push),
-            )
-        ]
-        for thread in beats:
-            thread.start()
         try:
-            self._leases[name] = lease
-            self._note_session()
-            yield waited
+            # Two threads: the lease must not wait for a large file that goes up.
+            with (
+                repeating(partial(_tried, name, lease.renew), BEAT_SECONDS),
+                repeating(partial(_tried, name, self.push), BEAT_SECONDS),
+            ):
+                self._leases[name] = lease
+                self._note_session()
+                yield waited
         finally:
-            ended.set()
-            for thread in beats:
-                thread.join()
             self._leases.pop(name, None)
             lease.leave()
             self._note_session()
@@ -735,12 +728,11 @@ class Remote:
         return found
 
 
-def _beat(name: str, act: Callable[[], None], ended: threading.Event) -> None:
-    while not ended.wait(BEAT_SECONDS):
-        try:
-            act()
-        except Exception as error:  # the step itself says so when it needs the store
-            _log.warning("%s: %s", name, error)
+def _tried(name: str, act: Callable[[], None]) -> None:
+    try:
+        act()
+    except Exception as error:  # the step itself says so when it needs the store
+        _log.warning("%s: %s", name, error)
 
 
 class _Lease:
